@@ -1,0 +1,61 @@
+"""Settings: pydantic models, command line over YAML over default; an unknown key is an error."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evenhand.core.artifacts import write_text
+from evenhand.core.errors import UserError, did_you_mean
+
+
+class Settings(BaseModel):
+    """Base of every command's settings."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+    @classmethod
+    def resolve(cls, config: Path | None = None, **given: Any) -> Self:
+        """Merge ``given`` (None = not given) over the YAML file ``config`` over the defaults.
+
+        Raises:
+            UserError: unknown key, wrong type or value out of range, named with file and remedy.
+        """
+        values = _read_yaml(config) if config else {}
+        origin = dict.fromkeys(values, str(config))
+        for key, value in given.items():
+            if value is not None:
+                values[key] = value
+                origin[key] = f"--{key.replace('_', '-')}"
+        return cls._checked(values, origin)
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any], origin: dict[str, str]) -> Self:
+        for key in values:
+            if key not in cls.model_fields:
+                raise UserError(f"{origin.get(key, 'settings')}: unknown setting {key!r}; {did_you_mean(key, cls.model_fields)}")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = str(fault["loc"][0]) if fault["loc"] else "settings"
+            if fault["type"] == "missing":
+                raise UserError(f"setting {key!r} is missing; give --{key.replace('_', '-')} or put it into --config") from None
+            raise UserError(f"{origin.get(key, key)}: {fault['msg']} (got {fault.get('input')!r})") from None
+
+    def save(self, path: Path) -> None:
+        """Write the resolved settings as YAML."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; --config wants a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); mend the file") from None
+    if not isinstance(values or {}, dict):
+        raise UserError(f"{path}: a list or a single value; --config wants lines of the form 'key: value'")
+    return {str(key).replace("-", "_"): value for key, value in (values or {}).items()}

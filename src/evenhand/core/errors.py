@@ -1,0 +1,19 @@
+"""Errors a user can cause: one line that says what is wrong, where, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Wrong input. The message is one line: what is wrong, where (file, row, value), what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Name what there is, nearest names first: ``did you mean 'sex'? There is: age, sex``."""
+    known = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return f"{hint}There is: {', '.join(known) if known else 'nothing'}"
