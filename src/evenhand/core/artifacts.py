@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -80,7 +81,7 @@ def _json_safe(value: Any) -> Any:
         return str(value)
     if hasattr(value, "tolist"):
         return _json_safe(value.tolist())
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and (not math.isfinite(value)):
         return None
     return value
 

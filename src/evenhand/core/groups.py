@@ -74,7 +74,7 @@ class Mix:
         """Split ``n`` as near to the mix as whole numbers allow (largest remainder)."""
         joint = self.joint()
         exact = {values: share * n for values, share in joint.items()}
-        counts = {values: int(math.floor(x + 1e-9)) for values, x in exact.items()}
+        counts = {values: math.floor(x + 1e-9) for values, x in exact.items()}
         by_remainder = sorted(exact, key=lambda values: counts[values] - exact[values])
         for values in by_remainder[: n - sum(counts.values())]:
             counts[values] += 1

@@ -1,0 +1,69 @@
+"""Which samples a step sees: a pure function of (seed, step), so resume and any number of processes draw the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from evenhand.core.errors import UserError
+from evenhand.core.randomness import generator
+
+
+@dataclass
+class Batches:
+    """Global batches of sample indices.
+
+    Without odds every sample comes once an epoch, in a new order each epoch. With ``odds`` (one sampling odd a joint group)
+    samples are drawn with replacement, in proportion to the odds of their group.
+    """
+
+    n: int
+    batch_size: int
+    seed: int
+    groups: np.ndarray | None = None  # joint group of every sample, for odds
+    _epoch: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError("no images to train on; the cohort's training split is empty")
+
+    def at(self, step: int, odds: Mapping[str, float] | None = None) -> np.ndarray:
+        """Sample indices (batch_size,) of one optimizer step."""
+        if odds is not None:
+            return self._drawn(step, odds)
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return np.array([self._order(place // self.n)[place % self.n] for place in places])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, generator(self.seed, "epoch", epoch).permutation(self.n))
+        return self._epoch[1]
+
+    def _drawn(self, step: int, odds: Mapping[str, float]) -> np.ndarray:
+        if self.groups is None:
+            raise ValueError("odds need the groups of the samples")
+        weights = np.array([odds.get(str(group), 0.0) for group in self.groups])
+        if not weights.sum() > 0:
+            raise ValueError(f"no sample has positive odds: {dict(odds)}")
+        return generator(self.seed, "batch", step).choice(self.n, size=self.batch_size, p=weights / weights.sum())
+
+
+def tempered_odds(groups: np.ndarray, tau: float, cap: float = 20.0) -> dict[str, float]:
+    """Odds (1/pi_g)^tau for every joint group, at most ``cap`` times those of the largest group.
+
+    tau = 0 is natural sampling, tau = 1 gives every group the same share; the cap keeps a group of one from filling batches.
+    """
+    names, counts = np.unique(groups.astype(str), return_counts=True)
+    odds = (counts.max() / counts) ** tau
+    return dict(zip(names.tolist(), np.minimum(odds, cap).tolist(), strict=True))
+
+
+def rank_batches(n: int, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+    """Fixed batches of range(n), whole batches dealt to ranks in turn.
+
+    What is computed together does not depend on the number of processes, so results are the same to the bit.
+    """
+    starts = range(rank * batch_size, n, world * batch_size)
+    return [np.arange(start, min(start + batch_size, n)) for start in starts]

@@ -1,0 +1,42 @@
+"""Exponential moving average of the trained parameters: diffusers' EMAModel, with its state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers.training_utils import EMAModel
+
+
+class Averages:
+    """Averages of ``parameters``; the decay warms up as (1 + k) / (10 + k), as in diffusers."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
+        self._parameters = parameters
+        self._ema = EMAModel(parameters, decay=decay, foreach=True)
+
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        self._ema.step(self._parameters)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model has the averaged weights."""
+        self._ema.store(self._parameters)
+        self._ema.copy_to(self._parameters)
+        try:
+            yield
+        finally:
+            self._ema.restore(self._parameters)
+
+    @property
+    def updates(self) -> int:
+        """How often the averages were updated; the decay depends on it."""
+        return self._ema.optimization_step
+
+    def adopt(self, updates: int) -> None:
+        """Take the parameters as they are now for the averages, as after ``updates`` updates."""
+        for shadow, parameter in zip(self._ema.shadow_params, self._parameters, strict=True):
+            shadow.copy_(parameter.detach())
+        self._ema.optimization_step = updates

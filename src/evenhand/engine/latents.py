@@ -1,0 +1,114 @@
+"""Latents and text embeddings, computed once for a cohort and model, kept on disk and read through memory maps.
+
+The posterior's mean and standard deviation are kept, so that training still draws a fresh latent each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.artifacts import cache_folder, claim, write_atomically, write_json
+from evenhand.core.errors import UserError
+from evenhand.core.progress import track
+from evenhand.engine.batching import rank_batches
+from evenhand.models.denoise import encode
+from evenhand.models.pipelines import encode_prompts, image_geometry
+from evenhand.models.tensors import to_tensor
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Arrays of one cohort under one model: mean and std (n, C, h, w), text (unique prompts, tokens, width)."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    text: np.ndarray
+    prompt_codes: np.ndarray
+
+    @property
+    def silent(self) -> torch.Tensor:
+        """Token states of the empty prompt, (tokens, width); it is kept last."""
+        return torch.from_numpy(np.array(self.text[-1]))
+
+    def latents(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Posterior mean and standard deviation of some rows."""
+        return torch.from_numpy(np.asarray(self.mean[rows])), torch.from_numpy(np.asarray(self.std[rows]))
+
+    def embeddings(self, rows: np.ndarray) -> torch.Tensor:
+        """Token states (len(rows), tokens, width)."""
+        return torch.from_numpy(np.asarray(self.text[self.prompt_codes[rows]]))
+
+
+def latent_cache(pipeline: DiffusionPipeline, cohort: Cohort, accelerator: Accelerator, model_sha256: str) -> LatentCache:
+    """Read the cache of this cohort and model, or compute it, ranks sharing the work.
+
+    Raises:
+        UserError: the cohort's images do not fit the model.
+    """
+    side, mode = image_geometry(pipeline)
+    if (cohort.schema.image_size, cohort.schema.image_mode) != (side, mode):
+        raise UserError(
+            f"{cohort.root}: images are {cohort.schema.image_size} px {cohort.schema.image_mode}, the model draws {side} px {mode}; "
+            f"import again with --size {side}" + (" --mode " + mode if cohort.schema.image_mode != mode else "")
+        )
+    prompts, codes = np.unique(cohort.table["prompt"].astype(str), return_inverse=True)
+    key = _key(cohort, model_sha256)
+    folder = cache_folder("latents") / key
+    if not (folder / "whole.json").is_file():
+        _fill(folder, pipeline, cohort, [*prompts.tolist(), ""], accelerator)
+    mean, std, text = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("mean", "std", "text"))
+    return LatentCache(mean, std, text, codes)
+
+
+def _key(cohort: Cohort, model_sha256: str) -> str:
+    digest = hashlib.sha256(model_sha256.encode())
+    for column in ("image", "sha256", "prompt"):
+        digest.update("\n".join(cohort.table[column].astype(str)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _fill(folder: Path, pipeline: DiffusionPipeline, cohort: Cohort, prompts: list[str], accelerator: Accelerator) -> None:
+    vae = pipeline.vae.to(accelerator.device)
+    pipeline.text_encoder.to(accelerator.device)
+    shape = (len(cohort), vae.config.latent_channels, *(2 * [pipeline.unet.config.sample_size]))
+    with _held_by_first_rank(folder, accelerator):
+        if accelerator.is_main_process:
+            for name in ("mean", "std"):
+                np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape).flush()
+            text = torch.cat([encode_prompts(pipeline, prompts[i : i + _BATCH]).cpu() for i in range(0, len(prompts), _BATCH)])
+            write_atomically(folder / "text.npy", lambda path: _save_array(path, text.float().numpy()))
+        accelerator.wait_for_everyone()
+        mean, std = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for name in ("mean", "std"))
+        batches = rank_batches(len(cohort), _BATCH, accelerator.process_index, accelerator.num_processes)
+        with track("latents", len(batches), quiet=not accelerator.is_main_process) as bar, torch.no_grad():
+            for rows in batches:
+                pixels = to_tensor(cohort.pixels(rows), vae.config.in_channels).to(accelerator.device)
+                mean[rows], std[rows] = (part.float().cpu().numpy() for part in encode(vae, pixels))
+                bar.advance()
+        mean.flush()
+        std.flush()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_json(folder / "whole.json", {"images": len(cohort), "prompts": len(prompts)})
+    accelerator.wait_for_everyone()
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _held_by_first_rank(folder: Path, accelerator: Accelerator):  # type: ignore[no-untyped-def]
+    from contextlib import nullcontext
+
+    return claim(folder) if accelerator.is_main_process else nullcontext()

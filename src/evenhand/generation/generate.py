@@ -1,0 +1,222 @@
+"""A plan becomes a synthetic cohort: batched, a seed an image, resumable by sample id, spread over processes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from pydantic import Field
+
+from evenhand.cohorts.cohort import (
+    IMAGE_FOLDER,
+    SCHEMA_FILE,
+    TABLE_FILE,
+    Cohort,
+    CohortSchema,
+    to_image,
+    write_table,
+)
+from evenhand.core.artifacts import claim, provenance, read_json, sha256_file, write_bytes, write_json
+from evenhand.core.config import Settings
+from evenhand.core.errors import UserError
+from evenhand.core.progress import console, track
+from evenhand.core.randomness import torch_generator
+from evenhand.engine.batching import rank_batches
+from evenhand.generation.plan import Plan, plan_from_file, plan_like
+from evenhand.models.denoise import decode, sampler, trajectory
+from evenhand.models.pipelines import encode_prompts, image_geometry, load_pipeline, model_hash, overlong
+from evenhand.models.tensors import to_array
+
+_PROGRESS_FILE = ".generation.json"
+
+
+class GenerateSettings(Settings):
+    """Settings of ``evenhand generate``."""
+
+    model: str
+    out: Path
+    like: Path | None = None
+    plan: Path | None = None
+    n: int | None = Field(None, ge=1, description="with --like; default: as many as the cohort has")
+    prompt_attributes: list[str] | None = Field(None, description="attributes that the prompts state; default all")
+    guidance_scale: float = Field(3.0, ge=1)
+    steps: int = Field(25, ge=1)
+    sampler: Literal["dpm++", "model"] = "dpm++"
+    batch_size: int = Field(50, ge=1)
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    seed: int = 0
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """The model and what a batch needs of it."""
+
+    pipeline: DiffusionPipeline
+    settings: GenerateSettings
+    accelerator: Accelerator
+    embeddings: dict[str, torch.Tensor]
+
+
+def generate(settings: GenerateSettings) -> Cohort:
+    """Draw every image of the plan and write the cohort ``settings.out``.
+
+    Raises:
+        UserError: bad plan or model, a folder in use, or a resume with other settings.
+    """
+    accelerator = Accelerator(mixed_precision=_precision(settings.precision))
+    plan = _plan(settings)
+    pipeline = load_pipeline(settings.model)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(claim(settings.out))
+            _begin(settings, plan)
+        accelerator.wait_for_everyone()
+        _warn_overlong(pipeline, plan, accelerator)
+        _draw_missing(settings, plan, pipeline, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process and not (settings.out / SCHEMA_FILE).exists():
+            _finish(settings, plan, pipeline)
+        accelerator.wait_for_everyone()
+    return Cohort.load(settings.out)
+
+
+def _precision(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def _plan(settings: GenerateSettings) -> Plan:
+    like = Cohort.load(settings.like) if settings.like else None
+    if settings.plan is not None:
+        return plan_from_file(settings.plan, prompt_attributes=settings.prompt_attributes, like=like, seed=settings.seed)
+    if like is None:
+        raise UserError("nothing says what to generate; give --like COHORT or --plan FILE")
+    return plan_like(like, settings.n or len(like), prompt_attributes=settings.prompt_attributes, seed=settings.seed)
+
+
+def _begin(settings: GenerateSettings, plan: Plan) -> None:
+    """Note what is being made, so that a resume with other settings is refused rather than mixed in."""
+    facts = settings.model_dump(mode="json", exclude={"resume", "out"})
+    facts["model_sha256"] = model_hash(settings.model)
+    facts["plan_sha256"] = hashlib.sha256(plan.table.to_csv(index=False).encode()).hexdigest()
+    note = settings.out / _PROGRESS_FILE
+    if note.is_file():
+        if not settings.resume:
+            raise UserError(f"{settings.out}: holds a generation already; go on with --resume, or choose another --out")
+        for key, before in read_json(note).items():
+            if facts.get(key) != before:
+                raise UserError(
+                    f"{settings.out}: --resume with {key} = {facts.get(key)!r}, but it began with {before!r}; choose another --out"
+                )
+        for partial in (settings.out / IMAGE_FOLDER).glob(".*.tmp"):
+            partial.unlink()
+        return
+    if [file for file in settings.out.iterdir() if file.name != ".lock"]:
+        raise UserError(f"{settings.out}: not empty; choose another --out")
+    (settings.out / IMAGE_FOLDER).mkdir()
+    write_json(note, facts)
+
+
+def _warn_overlong(pipeline: DiffusionPipeline, plan: Plan, accelerator: Accelerator) -> None:
+    long = overlong(pipeline, sorted(set(plan.table["prompt"])))
+    if long and accelerator.is_main_process:
+        images = int(plan.table["prompt"].isin(long).sum())
+        limit = pipeline.tokenizer.model_max_length
+        console.print(f"[yellow]warning[/]: {len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut")
+
+
+def _image_name(sample_id: int) -> str:
+    return f"{IMAGE_FOLDER}/{sample_id:07d}.png"
+
+
+def _draw_missing(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPipeline, accelerator: Accelerator) -> None:
+    mine = rank_batches(len(plan.table), settings.batch_size, accelerator.process_index, accelerator.num_processes)
+    # A batch with a missing image is drawn whole: what is computed together stays the same, so a resumed image is the same to the bit.
+    todo = [rows for rows in mine if not all((settings.out / _image_name(i)).is_file() for i in rows)]
+    if not todo:
+        return
+    pipeline.unet.to(accelerator.device).eval()
+    pipeline.vae.to(accelerator.device)
+    pipeline.text_encoder.to(accelerator.device)
+    prompts = sorted({"", *plan.table["prompt"]})
+    states = torch.cat([encode_prompts(pipeline, prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
+    sampling = _Sampling(pipeline, settings, accelerator, dict(zip(prompts, states, strict=True)))
+    with track("generate", len(mine), done=len(mine) - len(todo), quiet=not accelerator.is_main_process) as bar:
+        for rows in todo:
+            _write_images(settings.out, rows, _draw(sampling, plan, rows))
+            bar.advance()
+
+
+@torch.no_grad()
+def _draw(sampling: _Sampling, plan: Plan, rows: np.ndarray) -> np.ndarray:
+    """Images (n, H, W) or (n, H, W, 3) in [0, 1] of some rows of the plan."""
+    unet, vae, device = sampling.pipeline.unet, sampling.pipeline.vae, sampling.accelerator.device
+    part = plan.table.iloc[rows]
+    draws = [torch_generator(int(seed), "noise") for seed in part["seed"]]
+    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in draws]).to(device)
+    text = torch.stack([sampling.embeddings[prompt] for prompt in part["prompt"]])
+    silent = sampling.embeddings[""].expand_as(text)
+    settings = sampling.settings
+    with sampling.accelerator.autocast():
+        latents = trajectory(
+            unet,
+            sampler(sampling.pipeline.scheduler, settings.sampler),
+            noise,
+            text,
+            silent,
+            steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            generators=draws,
+        )
+    return to_array(decode(vae, latents.float()))
+
+
+def _write_images(out: Path, rows: Iterable[int], images: np.ndarray) -> None:
+    for sample_id, image in zip(rows, images, strict=True):
+        buffer = io.BytesIO()
+        to_image(image).save(buffer, format="PNG")
+        write_bytes(out / _image_name(sample_id), buffer.getvalue())
+
+
+def _finish(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPipeline) -> None:
+    side, mode = image_geometry(pipeline)
+    table = plan.table.copy()
+    table.insert(0, "image", [_image_name(i) for i in table.pop("sample_id")])
+    table.insert(1, "subject_id", [Path(name).stem for name in table["image"]])  # every synthetic image is a subject of its own
+    table.insert(2, "split", "test")
+    table["sha256"] = [sha256_file(settings.out / name) for name in table["image"]]
+    hash_ = model_hash(settings.model)
+    table["guidance_scale"], table["steps"], table["model"] = settings.guidance_scale, settings.steps, hash_
+    schema = CohortSchema(
+        name=settings.out.name,
+        modality=plan.modality,
+        attributes={name: list(groups) for name, groups in plan.attributes.items()},
+        conditions={name: list(values) for name, values in plan.conditions.items()},
+        image_size=side,
+        image_mode="L" if mode == "L" else "RGB",
+        synthetic=True,
+        source=f"model {settings.model}",
+        licence="as the model's training data",
+        made=provenance(settings=settings.model_dump(mode="json"), model_sha256=hash_, model_provenance=_model_provenance(settings.model)),
+    )
+    write_table(settings.out / TABLE_FILE, table)
+    write_json(settings.out / SCHEMA_FILE, schema.model_dump())
+
+
+def _model_provenance(model: str) -> dict:
+    from evenhand.models.pipelines import model_folder
+
+    note = model_folder(model) / "evenhand.json"
+    return read_json(note) if note.is_file() else {}

@@ -1,0 +1,84 @@
+"""One denoising step and one trajectory: the only sampler code. Gradients flow where the caller has them switched on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
+
+
+def sampler(scheduler: SchedulerMixin, name: str = "dpm++") -> SchedulerMixin:
+    """A fresh sampler on the model's own noise schedule.
+
+    Args:
+        scheduler: the one saved with the model.
+        name: ``dpm++`` (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095) or ``model`` (the saved one as it is).
+    """
+    if name == "model":
+        return copy.deepcopy(scheduler)
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="dpmsolver++", solver_order=2)
+
+
+def guided_prediction(
+    unet: torch.nn.Module,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    text: torch.Tensor,
+    silent: torch.Tensor,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6 in diffusers' scale).
+
+    Args:
+        latents: (B, C, H, W), scaled for this step.
+        text, silent: (B, tokens, width) states of the prompt and of the empty prompt.
+        guidance_scale: 1 is no guidance, and costs one evaluation instead of two.
+    """
+    if guidance_scale == 1:
+        return unet(latents, timestep, encoder_hidden_states=text).sample
+    both = unet(torch.cat([latents, latents]), timestep, encoder_hidden_states=torch.cat([silent, text])).sample
+    without, conditioned = both.chunk(2)
+    return without + guidance_scale * (conditioned - without)
+
+
+def trajectory(
+    unet: torch.nn.Module,
+    scheduler: SchedulerMixin,
+    noise: torch.Tensor,
+    text: torch.Tensor,
+    silent: torch.Tensor,
+    *,
+    steps: int,
+    guidance_scale: float,
+    generators: Sequence[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """From unit noise (B, C, H, W) to clean latents in ``steps`` solver steps.
+
+    ``generators``, one a sample, feed samplers that draw noise on the way, so that an image depends on its own seed alone.
+    """
+    scheduler.set_timesteps(steps, device=noise.device)
+    latents = noise * scheduler.init_noise_sigma
+    extra = _accepted_generators(scheduler, generators)
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(latents, timestep)
+        prediction = guided_prediction(unet, scaled, timestep, text, silent, guidance_scale)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
+    return latents
+
+
+def _accepted_generators(scheduler: SchedulerMixin, generators: Sequence[torch.Generator] | None) -> dict[str, list[torch.Generator]]:
+    accepts = "generator" in scheduler.step.__code__.co_varnames
+    return {"generator": list(generators)} if accepts and generators is not None else {}
+
+
+def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) to pixels (B, channels, H, W) in [0, 1]."""
+    return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+
+def encode(vae: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (B, channels, H, W) in [0, 1] to mean and standard deviation of the scaled latent posterior."""
+    posterior = vae.encode(pixels * 2 - 1).latent_dist
+    return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor

@@ -1,0 +1,123 @@
+"""Loading and saving diffusion models: diffusers pipeline folders, safetensors only."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+
+from evenhand.core.artifacts import new_folder, read_json, sha256_folder
+from evenhand.core.errors import UserError, did_you_mean
+
+# Families that training, alignment and generation know. Others answer with this list.
+FAMILIES: dict[str, type[DiffusionPipeline]] = {"StableDiffusionPipeline": StableDiffusionPipeline}
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_folder(model: str | Path) -> Path:
+    """The pipeline folder behind ``model``, which may be a pipeline folder or a run folder.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(model)
+    for candidate in (path, path / "model"):
+        if (candidate / "model_index.json").is_file():
+            return candidate
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: a run that has not finished (no model yet); go on with 'evenhand train --resume'")
+    raise UserError(f"{path}: not a model (no model_index.json); make one with 'evenhand model init' or give a diffusers folder")
+
+
+def load_pipeline(model: str | Path) -> DiffusionPipeline:
+    """Load a local pipeline or run folder, or a hub model by its id (``org/name``), in float32.
+
+    Weights are read from safetensors only. A safety checker is not loaded: it was trained on web photographs.
+
+    Raises:
+        UserError: not a model, an unknown family, or weights that are not safetensors.
+    """
+    if not Path(model).exists() and _HUB_ID.fullmatch(str(model)):
+        return _from_pretrained(StableDiffusionPipeline, str(model))
+    folder = model_folder(model)
+    family = read_json(folder / "model_index.json").get("_class_name", "")
+    if family not in FAMILIES:
+        raise UserError(f"{folder}: pipeline class {family!r} is not supported; {did_you_mean(family, FAMILIES)}")
+    return _from_pretrained(FAMILIES[family], str(folder))
+
+
+def _from_pretrained(family: type[DiffusionPipeline], source: str) -> DiffusionPipeline:
+    try:
+        with quiet_libraries():
+            pipeline = family.from_pretrained(source, use_safetensors=True, safety_checker=None, requires_safety_checker=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{source}: cannot load the model ({reason}); it must be a diffusers folder with safetensors weights") from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_pipeline(pipeline: DiffusionPipeline, path: Path) -> None:
+    """Write a pipeline folder atomically."""
+    with new_folder(path) as folder, quiet_libraries():
+        pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def model_hash(model: str | Path) -> str:
+    """SHA-256 over weights and settings of a local model."""
+    return sha256_folder(model_folder(model))
+
+
+def training_scheduler(pipeline: DiffusionPipeline) -> DDPMScheduler:
+    """The noise schedule that the model was trained with, whatever sampler it is saved with."""
+    return DDPMScheduler.from_config(pipeline.scheduler.config)
+
+
+@torch.no_grad()
+def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> torch.Tensor:
+    """Token states of the frozen text encoder: (n, tokens, width). Prompts over the limit are cut, see ``overlong``."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    batch = tokenizer(prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    mask = None
+    if getattr(encoder.config, "use_attention_mask", False):  # as StableDiffusionPipeline.encode_prompt does
+        mask = batch.attention_mask.to(encoder.device)
+    return encoder(batch.input_ids.to(encoder.device), attention_mask=mask)[0]
+
+
+def overlong(pipeline: DiffusionPipeline, prompts: list[str]) -> list[str]:
+    """Prompts that the tokenizer's limit cuts; their end does not reach the model."""
+    tokenizer = pipeline.tokenizer
+    with quiet_libraries():
+        lengths = [len(ids) for ids in tokenizer(prompts, truncation=False).input_ids] if prompts else []
+    return [prompt for prompt, length in zip(prompts, lengths, strict=True) if length > tokenizer.model_max_length]
+
+
+def image_geometry(pipeline: DiffusionPipeline) -> tuple[int, str]:
+    """Side in pixels and image mode ("L" or "RGB") that the model draws."""
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    mode = "L" if pipeline.vae.config.out_channels == 1 else "RGB"
+    return int(pipeline.unet.config.sample_size) * factor, mode
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep advice of diffusers and transformers that a user of ours cannot act on from the terminal."""
+    loggers: list[Any] = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub)(\.|$)")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,104 @@
+"""What a vision model wants done to its input, read from its ``preprocessor_config.json``; differentiable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from evenhand.core.artifacts import read_json, write_json
+from evenhand.core.errors import UserError
+
+_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop, normalise. Input is (n, 3, H, W) in [0, 1]."""
+
+    resize: tuple[int, int] | int | None  # (height, width), or the shorter side
+    crop: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: str = "bilinear"
+
+    @classmethod
+    def load(cls, folder: Path) -> Preprocessing:
+        """Read the folder's own settings, as its image processor would.
+
+        Raises:
+            UserError: the file is absent or its size is of an unknown form.
+        """
+        path = folder / "preprocessor_config.json"
+        if not path.is_file():
+            raise UserError(f"{path}: missing; save the model's image processor beside it, features depend on it")
+        settings = read_json(path)
+        resize = _size(settings.get("size"), path) if settings.get("do_resize", True) else None
+        crop = _size(settings.get("crop_size"), path) if settings.get("do_center_crop") else None
+        normalize = settings.get("do_normalize", True)
+        mean = tuple(settings["image_mean"]) if normalize else (0.0,) * 3
+        std = tuple(settings["image_std"]) if normalize else (1.0,) * 3
+        crop = (crop, crop) if isinstance(crop, int) else crop
+        return cls(resize, crop, mean, std, _RESAMPLE.get(settings.get("resample", 2), "bilinear"))
+
+    def save(self, folder: Path) -> None:
+        """Write the settings in the form that transformers' ViTImageProcessor reads."""
+        height, width = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+        write_json(
+            folder / "preprocessor_config.json",
+            {
+                "image_processor_type": "ViTImageProcessor",
+                "do_resize": self.resize is not None,
+                "size": {"height": height, "width": width},
+                "resample": next(code for code, name in _RESAMPLE.items() if name == self.resample),
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "do_normalize": True,
+                "image_mean": list(self.mean),
+                "image_std": list(self.std),
+            },
+        )
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if self.resize is not None:
+            images = self._resized(images)
+        if self.crop is not None:
+            images = _centre_crop(images, self.crop)
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def _resized(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        if isinstance(self.resize, int):
+            scale = self.resize / min(height, width)
+            size = (round(height * scale), round(width * scale))
+        else:
+            assert self.resize is not None
+            size = self.resize
+        if size == (height, width):
+            return images
+        smooth = self.resample != "nearest"
+        resized = F.interpolate(images, size, mode=self.resample, antialias=smooth, align_corners=False if smooth else None)
+        return resized.clamp(0, 1)
+
+
+def _size(size: Any, path: Path) -> tuple[int, int] | int | None:
+    match size:
+        case None | int():
+            return size
+        case {"shortest_edge": int(edge)}:
+            return edge
+        case {"height": int(height), "width": int(width)}:
+            return height, width
+    raise UserError(f"{path}: size {size!r} is not understood; give height and width, or shortest_edge")
+
+
+def _centre_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
+    if top < 0 or left < 0:
+        pad = [max(0, -left), max(0, size[1] - images.shape[-1] + left), max(0, -top), max(0, size[0] - images.shape[-2] + top)]
+        images, top, left = F.pad(images, pad), max(top, 0), max(left, 0)
+    return images[..., top : top + size[0], left : left + size[1]]

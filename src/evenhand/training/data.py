@@ -1,0 +1,140 @@
+"""What a step sees: latents, noise, timesteps, text and groups, each sample from a generator of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather
+
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.errors import UserError
+from evenhand.core.groups import intersection
+from evenhand.core.progress import console
+from evenhand.core.randomness import torch_generator
+from evenhand.engine.batching import Batches, tempered_odds
+from evenhand.engine.latents import LatentCache, latent_cache
+from evenhand.models.pipelines import overlong
+from evenhand.training.settings import TrainSettings
+from evenhand.training.state import TrainingState
+from evenhand.training.weighting import GroupCodes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One rank's share of a batch that is computed at once; B samples."""
+
+    rows: np.ndarray
+    latents: torch.Tensor  # (B, C, h, w)
+    noise: torch.Tensor  # (B, C, h, w)
+    timesteps: torch.Tensor  # (B,)
+    text: torch.Tensor  # (B, tokens, width)
+    groups: GroupCodes
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Per-sample losses of the global batch, the same on every rank."""
+
+    losses: torch.Tensor
+    timesteps: torch.Tensor
+    groups: GroupCodes
+
+
+@dataclass
+class TrainingData:
+    """The training split behind a latent cache."""
+
+    cache: LatentCache
+    batches: Batches
+    codes: Mapping[str, np.ndarray]
+    groups: Mapping[str, list[str]]
+    joint_odds: dict[str, float] | None
+    fingerprint: dict[str, str]
+    settings: TrainSettings
+    schedule_length: int
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def prepare(cls, settings: TrainSettings, state: TrainingState, accelerator: Accelerator) -> TrainingData:
+        """Fill or open the cache; warn of prompts that the tokenizer cuts."""
+        cohort = Cohort.load(settings.cohort).split("train")
+        if not len(cohort):
+            raise UserError(f"{settings.cohort}: the training split is empty; import again, or give rows split=train")
+        share = settings.accumulation * accelerator.num_processes
+        if settings.batch_size % share:
+            raise UserError(f"--batch-size {settings.batch_size}: not a multiple of processes x accumulation ({share})")
+        long = overlong(state.pipeline, sorted(set(cohort.table["prompt"])))
+        if long and accelerator.is_main_process:
+            limit = state.pipeline.tokenizer.model_max_length
+            images = int(cohort.table["prompt"].isin(long).sum())
+            console.print(
+                f"[yellow]warning[/]: {len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut"
+            )
+        cache = latent_cache(state.pipeline, cohort, accelerator, state.model_sha256)
+        joint = intersection(cohort.table, list(state.groups)).to_numpy() if state.groups else None
+        odds = tempered_odds(joint, settings.tau) if settings.sampling == "balanced" and joint is not None else None
+        codes = {
+            name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)
+            for name, groups in state.groups.items()
+        }
+        content = hashlib.sha256("\n".join(cohort.table["sha256"].astype(str) + cohort.table["prompt"]).encode()).hexdigest()
+        return cls(
+            cache=cache,
+            batches=Batches(len(cohort), settings.batch_size, settings.seed, joint),
+            codes=codes,
+            groups=state.groups,
+            joint_odds=odds,
+            fingerprint={"cohort": content, "model": state.model_sha256},
+            settings=settings,
+            schedule_length=state.schedule.config.num_train_timesteps,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            device=accelerator.device,
+        )
+
+    def batch(self, step: int, odds: Mapping[str, float] | None) -> list[Piece]:
+        """This rank's pieces of the batch of ``step``. Odds of the method come before those of the settings."""
+        rows = self.batches.at(step, odds if odds is not None else self.joint_odds)
+        share = self.settings.batch_size // (self.world * self.settings.accumulation)
+        starts = [(piece * self.world + self.rank) * share for piece in range(self.settings.accumulation)]
+        return [self._piece(step, np.arange(start, start + share), rows[start : start + share]) for start in starts]
+
+    def _piece(self, step: int, places: np.ndarray, rows: np.ndarray) -> Piece:
+        mean, std = self.cache.latents(rows)
+        text = self.cache.embeddings(rows)
+        fresh, noise, timesteps = torch.empty_like(mean), torch.empty_like(mean), torch.empty(len(rows), dtype=torch.int64)
+        for i, (place, row) in enumerate(zip(places.tolist(), rows.tolist(), strict=True)):
+            # the place is part of the name: sampling with replacement may draw a row twice, and its noise must differ
+            draws = torch_generator(self.settings.seed, "sample", step, place, row)
+            fresh[i].normal_(generator=draws)
+            noise[i].normal_(generator=draws)
+            timesteps[i] = self._timestep(draws)
+            if torch.rand((), generator=draws) < self.settings.caption_dropout:
+                text[i] = self.cache.silent
+        groups = {name: torch.from_numpy(codes[rows]) for name, codes in self.codes.items()}
+        draws = torch_generator(self.settings.seed, "weights", step, int(places[0]))
+        latents = mean + std * fresh
+        return Piece(rows, *(t.to(self.device) for t in (latents, noise, timesteps, text)), groups, draws)
+
+    def _timestep(self, draws: torch.Generator) -> int:
+        """Uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, section 3.1), over the schedule."""
+        if self.settings.timesteps == "uniform":
+            return int(torch.randint(self.schedule_length, (), generator=draws))
+        place = torch.sigmoid(torch.randn((), generator=draws))
+        return min(int(place * self.schedule_length), self.schedule_length - 1)
+
+    def gather(self, pieces: list[Piece], losses: torch.Tensor, accelerator: Accelerator) -> Gathered:
+        """Losses, timesteps and groups of all ranks, in one order on all of them."""
+        timesteps = torch.cat([piece.timesteps for piece in pieces])
+        groups = {name: torch.cat([piece.groups[name] for piece in pieces]) for name in self.codes}
+        if accelerator.num_processes == 1:
+            return Gathered(losses, timesteps, groups)
+        return Gathered(gather(losses), gather(timesteps), {name: gather(codes.to(self.device)).cpu() for name, codes in groups.items()})

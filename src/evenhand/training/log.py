@@ -1,0 +1,74 @@
+"""log.jsonl: loss overall and by group, learning rate, gradient norm, skipped steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from evenhand.core.artifacts import append_jsonl, write_text
+
+if TYPE_CHECKING:
+    from evenhand.training.data import Gathered
+    from evenhand.training.state import TrainingState
+
+
+class TrainingLog:
+    """Averages since the last line, by group; a group that did not occur stands with n = 0 and no value."""
+
+    def __init__(self, path: Path, groups: Mapping[str, list[str]], step: int, *, active: bool) -> None:
+        self._path, self._groups, self._active = path, groups, active
+        self.last_loss = math.nan
+        self._clear()
+        if active and path.exists():
+            self._drop_after(step)
+
+    def _drop_after(self, step: int) -> None:
+        """Lines of steps that a kill has lost would stand twice after a resume."""
+        kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+        write_text(self._path, "".join(line + "\n" for line in kept))
+
+    def _clear(self) -> None:
+        self._sum, self._n = 0.0, 0
+        self._by_group = {name: [[0.0, 0] for _ in groups] for name, groups in self._groups.items()}
+
+    def record(self, state: TrainingState, seen: Gathered, learning_rate: float, norm: float, finite: bool, every: int) -> None:
+        """Take in one step; write a line every ``every`` steps."""
+        if not self._active:
+            return
+        if finite:
+            self._add(seen)
+        if state.step % every == 0 or state.step == state.settings.steps:
+            self.last_loss = self._sum / self._n if self._n else math.nan
+            facts = {"step": state.step, "loss": self.last_loss, "learning_rate": learning_rate, "gradient_norm": norm}
+            append_jsonl(self._path, {**facts, "skipped": state.skipped, "loss_by_group": self._groups_now()})
+            self._clear()
+
+    def _add(self, seen: Gathered) -> None:
+        losses = seen.losses.double().cpu()
+        self._sum, self._n = self._sum + float(losses.sum()), self._n + len(losses)
+        for name, codes in seen.groups.items():
+            for code in torch.unique(codes[codes >= 0]).tolist():
+                member = losses[codes.cpu() == code]
+                self._by_group[name][code][0] += float(member.sum())
+                self._by_group[name][code][1] += len(member)
+
+    def _groups_now(self) -> dict[str, Any]:
+        return {
+            name: {
+                group: {"n": n, "loss": total / n if n else None}
+                for group, (total, n) in zip(self._groups[name], self._by_group[name], strict=True)
+            }
+            for name in self._groups
+        }
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # a half-written last line

@@ -1,0 +1,136 @@
+"""Supervised fine-tuning, top to bottom. The loop knows no method: it asks for weights and odds, and reports losses."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+from evenhand.core.artifacts import claim
+from evenhand.core.progress import track
+from evenhand.engine.checkpoints import load_latest, save_checkpoint
+from evenhand.engine.losses import min_snr_weights, per_sample_loss, target_of
+from evenhand.training.data import Piece, TrainingData
+from evenhand.training.log import TrainingLog
+from evenhand.training.run import prepare_folder, publish
+from evenhand.training.settings import TrainResult, TrainSettings
+from evenhand.training.state import TrainingState, mixed_precision
+
+
+def train(settings: TrainSettings) -> TrainResult:
+    """Fine-tune the denoiser of ``settings.model`` on the training split of ``settings.cohort``.
+
+    Interrupted by SIGTERM or SIGINT it saves and returns; with ``resume`` it goes on where it stopped, to the bit.
+
+    Raises:
+        UserError: bad input, a folder in use, or too many steps in a row that are not finite.
+    """
+    accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision))
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(claim(settings.out))
+        accelerator.wait_for_everyone()
+        prepare_folder(settings, accelerator)
+        state = TrainingState.create(settings, accelerator)
+        data = TrainingData.prepare(settings, state, accelerator)
+        checkpoint = load_latest(settings.out / "checkpoints") if settings.resume else None
+        if checkpoint is not None:
+            state.restore(checkpoint, data.fingerprint)
+        log = TrainingLog(settings.out / "log.jsonl", data.groups, state.step, active=accelerator.is_main_process)
+        stop = held.enter_context(_StopSignal())
+        return _run(settings, accelerator, state, data, log, stop)
+
+
+def _run(
+    settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, log: TrainingLog, stop: _StopSignal
+) -> TrainResult:
+    started, first = time.perf_counter(), state.step
+    with track("train", settings.steps, done=state.step, quiet=not accelerator.is_main_process) as bar:
+        while state.step < settings.steps:
+            loss = _step(settings, accelerator, state, data, log)
+            bar.advance(note=f"loss {loss:.4f}")
+            stopping = _any_rank(stop.seen, accelerator)
+            if stopping or state.step % settings.checkpoint_every == 0 or state.step == settings.steps:
+                checkpoint = state.snapshot(data.fingerprint)  # every rank takes part: its weights may be sharded
+                if accelerator.is_main_process:
+                    save_checkpoint(settings.out / "checkpoints", checkpoint, settings.keep_checkpoints)
+            if stopping and state.step < settings.steps:
+                return TrainResult(settings.out, None, state.step, state.skipped, log.last_loss, 0.0, interrupted=True)
+    rate = (state.step - first) * settings.batch_size / max(time.perf_counter() - started, 1e-9)
+    model = publish(settings, state, data, accelerator)
+    return TrainResult(settings.out, model, state.step, state.skipped, log.last_loss, rate)
+
+
+def _step(settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, log: TrainingLog) -> float:
+    """One optimizer step. Returns the unweighted mean loss of the global batch."""
+    learning_rate = state.set_learning_rate()
+    pieces = data.batch(state.step, state.method.odds(state.step))
+    losses = []
+    for place, piece in enumerate(pieces):
+        with _synchronised(accelerator, state.denoiser, last=place == len(pieces) - 1):
+            per_sample = _losses(settings, state, piece)
+            weights = state.method.weights(piece.groups, state.step, piece.generator).to(per_sample)
+            if settings.min_snr is not None:
+                weights = weights * min_snr_weights(state.schedule, piece.timesteps, settings.min_snr)
+            accelerator.backward((weights * per_sample).mean() / len(pieces))
+            losses.append(per_sample.detach())
+    norm = accelerator.clip_grad_norm_(state.parameters, settings.clip)
+    gathered = data.gather(pieces, torch.cat(losses), accelerator)
+    finite = bool(torch.isfinite(gathered.losses).all() and torch.isfinite(norm))  # equal on all ranks: both are reduced
+    if finite or state.scaler is not None:  # an fp16 scaler skips by itself, and must see the overflow to lower its scale
+        state.optimizer.step()
+    if finite:
+        state.averages.update()
+        state.method.observe(gathered.losses, gathered.timesteps, gathered.groups)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.count(finite, settings.max_skipped)
+    log.record(state, gathered, learning_rate, float(norm), finite, settings.log_every)
+    return float(gathered.losses.mean())
+
+
+def _losses(settings: TrainSettings, state: TrainingState, piece: Piece) -> torch.Tensor:
+    noisy = state.schedule.add_noise(piece.latents, piece.noise, piece.timesteps)
+    target = target_of(state.schedule, piece.latents, piece.noise, piece.timesteps)
+    prediction = state.denoiser(noisy, piece.timesteps, encoder_hidden_states=piece.text, return_dict=False)[0]
+    return per_sample_loss(prediction, target)
+
+
+def _synchronised(accelerator: Accelerator, model: torch.nn.Module, *, last: bool) -> ExitStack:
+    """Gradients travel between processes with the last piece of a batch only."""
+    stack = ExitStack()
+    if not last:
+        stack.enter_context(accelerator.no_sync(model))
+    return stack
+
+
+def _any_rank(flag: bool, accelerator: Accelerator) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
+
+
+class _StopSignal:
+    """SIGTERM and SIGINT set a flag; the loop saves at the end of the step."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __enter__(self) -> _StopSignal:
+        try:
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever owns it handles signals
+            self._before = {}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.seen = True

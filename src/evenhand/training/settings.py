@@ -1,0 +1,71 @@
+"""Settings of ``evenhand train`` and what a training run returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from evenhand.core.config import Settings
+from evenhand.core.errors import did_you_mean
+from evenhand.training.weighting import METHODS
+
+# Settings that may differ between a run and its resumption: they change how long or how fast, never what is computed.
+RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "resume", "workers", "compile")
+
+
+class TrainSettings(Settings):
+    """How a model is fine-tuned on a cohort."""
+
+    model: str = Field(description="diffusers folder, run folder, or hub id")
+    cohort: Path
+    out: Path
+    method: str = "uniform"
+    sampling: Literal["natural", "balanced"] = "natural"
+    tau: float = Field(1.0, ge=0, le=2, description="balanced sampling: odds (1/share)^tau over joint groups")
+    attributes: list[str] | None = Field(None, description="attributes whose joint groups count; default all")
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(32, ge=1, description="images an optimizer step, over all processes and accumulated pieces")
+    accumulation: int = Field(1, ge=1, description="pieces a batch is computed in")
+    learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    clip: float = Field(1.0, gt=0, description="gradient norm")
+    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the weight average; 0 keeps none")
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="share of prompts left out, for classifier-free guidance")
+    min_snr: float | None = Field(None, gt=0, description="gamma of min-SNR weighting, for example 5")
+    prediction: Literal["epsilon", "v_prediction"] | None = Field(None, description="default: what the model was trained with")
+    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    lora: int | None = Field(None, ge=1, description="rank; default trains every weight of the denoiser")
+    gradient_checkpointing: bool = False
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    compile: bool | None = Field(None, description="torch.compile; default: on CUDA")
+    max_skipped: int = Field(20, ge=1, description="stop after so many steps in a row with a loss or gradient that is not finite")
+    log_every: int = Field(25, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    keep_checkpoints: int = Field(2, ge=2)
+    seed: int = 0
+    resume: bool = False
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"unknown method; {did_you_mean(value, METHODS)}")
+        return value
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind."""
+
+    run: Path
+    model: Path | None  # None when the run was interrupted
+    steps: int
+    skipped: int
+    loss: float
+    samples_per_second: float
+    interrupted: bool = False

@@ -1,0 +1,196 @@
+"""What a training run carries from step to step, and how it is saved and restored to the bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, DiffusionPipeline
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.randomness import derive_seed
+from evenhand.engine.checkpoints import Checkpoint
+from evenhand.engine.ema import Averages
+from evenhand.models.adapters import add_lora
+from evenhand.models.pipelines import load_pipeline, model_hash, training_scheduler
+from evenhand.training.settings import TrainSettings
+from evenhand.training.weighting import METHODS, WeightingMethod
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+
+
+def mixed_precision(wanted: str) -> str:
+    """``auto`` takes bf16 where the GPU has it, else fp16; a CPU computes in float32."""
+    if wanted != "auto":
+        return wanted
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+@dataclass
+class TrainingState:
+    """Model, optimizer, averages and method, with the count of steps."""
+
+    pipeline: DiffusionPipeline
+    denoiser: torch.nn.Module
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    averages: Averages
+    schedule: DDPMScheduler
+    method: WeightingMethod
+    groups: dict[str, list[str]]
+    model_sha256: str
+    settings: TrainSettings
+    scaler: torch.amp.GradScaler | None = None
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    @classmethod
+    def create(cls, settings: TrainSettings, accelerator: Accelerator) -> TrainingState:
+        """Load the model, freeze all but what is trained, and hand it to accelerate."""
+        cohort = Cohort.load(settings.cohort)
+        groups = _attributes(settings, cohort)
+        pipeline, parameters = trainable_pipeline(settings)
+        unet = pipeline.unet.train()
+        if settings.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        fused = accelerator.device.type in ("cuda", "cpu")
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+        compiled = settings.compile if settings.compile is not None else accelerator.device.type == "cuda"
+        denoiser, optimizer = accelerator.prepare(torch.compile(unet) if compiled else unet, optimizer)
+        schedule = training_scheduler(pipeline)
+        schedule.alphas_cumprod = schedule.alphas_cumprod.to(accelerator.device)
+        return cls(
+            pipeline=pipeline,
+            denoiser=denoiser,
+            parameters=[parameter for parameter in denoiser.parameters() if parameter.requires_grad],
+            optimizer=optimizer,
+            averages=Averages([parameter for parameter in denoiser.parameters() if parameter.requires_grad], settings.ema),
+            schedule=schedule,
+            method=METHODS[settings.method](groups),
+            groups=groups,
+            model_sha256=model_hash(settings.model),
+            settings=settings,
+            scaler=accelerator.scaler,
+        )
+
+    def set_learning_rate(self) -> float:
+        """Warm-up, then constant or cosine; a function of the step alone."""
+        settings, rate = self.settings, self.settings.learning_rate
+        if self.step < settings.warmup:
+            rate *= (self.step + 1) / settings.warmup
+        elif settings.schedule == "cosine":
+            done = (self.step - settings.warmup) / max(1, settings.steps - settings.warmup)
+            rate *= 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def count(self, finite: bool, limit: int) -> None:
+        """Count a step; stop the run where too many in a row were not finite."""
+        self.step += 1
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= limit:
+            raise UserError(
+                f"training stopped at step {self.step}: {limit} steps in a row had a loss or gradient that is not finite; "
+                "lower --learning-rate, or check the cohort and the model"
+            )
+
+    def snapshot(self, fingerprint: dict[str, str]) -> Checkpoint:
+        """Everything that resume needs, as tensors and JSON."""
+        model, optimizer = get_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
+        tensors = {
+            "model": self._trained(model),
+            "averages": self.averaged_weights(),
+            "optimizer": {name: value for name, value in optimizer.items() if isinstance(value, torch.Tensor)},
+        }
+        facts = {
+            "optimizer": {name: value for name, value in optimizer.items() if not isinstance(value, torch.Tensor)},
+            "averages_updates": self.averages.updates,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "method": self.method.state_dict(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "fingerprint": fingerprint,
+        }
+        return Checkpoint(self.step, tensors, facts)
+
+    def averaged_weights(self) -> dict[str, torch.Tensor]:
+        """The averages of the trained parameters, by name, whole even where the model is sharded."""
+        with self.averages.applied():
+            return {name: value.clone() for name, value in self._trained(get_model_state_dict(self.denoiser, options=_WHOLE)).items()}
+
+    def restore(self, checkpoint: Checkpoint, fingerprint: dict[str, str]) -> None:
+        """Take a checkpoint back.
+
+        Raises:
+            UserError: the cohort or the model is not the one that the run began with.
+        """
+        facts = checkpoint.facts
+        for what, before in facts["fingerprint"].items():
+            if fingerprint.get(what) != before:
+                raise UserError(f"{self.settings.out}: the {what} has changed since this run began; start a new run with another --out")
+        model, optimizer = get_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
+        set_model_state_dict(self.denoiser, {**model, **checkpoint.tensors["averages"]}, options=_WHOLE)
+        self.averages.adopt(facts["averages_updates"])
+        optimizer.update(checkpoint.tensors["optimizer"])
+        optimizer.update({name: _as_before(optimizer.get(name), value) for name, value in facts["optimizer"].items()})
+        model.update(checkpoint.tensors["model"])
+        set_state_dict(self.denoiser, self._plain_optimizer(), model_state_dict=model, optim_state_dict=optimizer, options=_WHOLE)
+        if self.scaler is not None and facts["scaler"] is not None:
+            self.scaler.load_state_dict(facts["scaler"])
+        self.method.load_state_dict(facts["method"])
+        self.step = checkpoint.step
+        self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
+
+    def _trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = {_plain(name) for name, parameter in self.denoiser.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in weights.items() if name in names}
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+
+def trainable_pipeline(settings: TrainSettings) -> tuple[DiffusionPipeline, list[torch.nn.Parameter]]:
+    """The model as it is before training, all frozen but the parameters returned."""
+    pipeline = load_pipeline(settings.model)
+    if settings.prediction is not None:
+        pipeline.scheduler.register_to_config(prediction_type=settings.prediction)
+    pipeline.vae.requires_grad_(False)
+    pipeline.text_encoder.requires_grad_(False)
+    if settings.lora is not None:
+        return pipeline, add_lora(pipeline.unet, settings.lora, derive_seed(settings.seed, "lora"))
+    return pipeline, list(pipeline.unet.requires_grad_(True).parameters())
+
+
+def _as_before(now: Any, value: Any) -> Any:
+    """JSON knows no tuples: AdamW's betas come back as a list."""
+    return tuple(value) if isinstance(now, tuple) else value
+
+
+def _plain(name: str) -> str:
+    for wrapper in ("module.", "_orig_mod."):
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _attributes(settings: TrainSettings, cohort: Cohort) -> dict[str, list[str]]:
+    names = settings.attributes if settings.attributes is not None else list(cohort.schema.attributes)
+    for name in names:
+        if name not in cohort.schema.attributes:
+            raise UserError(f"--attributes: {settings.cohort} has no attribute {name!r}; {did_you_mean(name, cohort.schema.attributes)}")
+    return {name: cohort.schema.attributes[name] for name in names}
