@@ -1,0 +1,141 @@
+"""Resampling of subjects: every interval treats the subject, not the image, as the unit that could have been another one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from evenhand.core.errors import UserError
+
+Z95 = 1.959963984540054
+_WEIGHTS_AT_ONCE = 4_000_000  # cells of a bootstrap block: 32 MB
+
+
+class FeatureError(UserError):
+    """Features or scores that no metric can be computed from."""
+
+
+def as_features(features: Any, name: str) -> np.ndarray:
+    """Features as float64 (n, d), n >= 2, all finite.
+
+    Raises:
+        FeatureError: wrong shape, too few rows, NaN or Inf; LAPACK never sees them.
+    """
+    try:
+        array = np.asarray(features, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise FeatureError(f"{name} features are not numbers; give an array (n, d)") from None
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise FeatureError(f"{name} features have shape {array.shape}; give an array (n, d) with one row an image")
+    if len(array) < 2:
+        raise FeatureError(f"{name} features have {len(array)} rows; a distance needs at least 2 images a side")
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise FeatureError(f"{name} features hold NaN or Inf (first in row {row}); check the image and the encoder that made them")
+    return array
+
+
+def as_feature_pair(real: Any, synthetic: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides checked, with the same number of features."""
+    x, y = as_features(real, "real"), as_features(synthetic, "synthetic")
+    if x.shape[1] != y.shape[1]:
+        raise FeatureError(f"real features have {x.shape[1]} columns, synthetic ones {y.shape[1]}; use one encoder for both")
+    return x, y
+
+
+def subject_codes(subjects: Any, n: int) -> np.ndarray:
+    """Codes 0..A-1 of the subjects of ``n`` images, in sorted order of their ids; None = every image its own subject.
+
+    A missing id is a subject of its own.
+
+    Raises:
+        FeatureError: not one id an image.
+    """
+    if subjects is None:
+        return np.arange(n)
+    ids = pd.Series(np.asarray(subjects, dtype=object).ravel())
+    if len(ids) != n:
+        raise FeatureError(f"{len(ids)} subject ids for {n} images; give one an image")
+    missing = ids.isna().to_numpy()
+    codes = np.full(n, -1)
+    known = ids[~missing].astype(str)
+    codes[~missing], names = pd.factorize(known, sort=True)
+    codes[missing] = len(names) + np.arange(missing.sum())
+    return codes
+
+
+def two_sided_subjects(subjects: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Subject codes of ``n`` real and ``m`` synthetic images.
+
+    ``subjects`` is a pair (real ids, synthetic ids, either None), or one array of n ids (the real ones), or of n + m ids. The two sides are
+    drawn apart: an id that stands on both is two subjects.
+    """
+    if isinstance(subjects, tuple | list) and len(subjects) == 2 and all(part is None or np.ndim(part) == 1 for part in subjects):
+        return subject_codes(subjects[0], n), subject_codes(subjects[1], m)
+    if subjects is None or len(subjects) == n:
+        return subject_codes(subjects, n), subject_codes(None, m)
+    if len(subjects) != n + m:
+        raise FeatureError(f"{len(subjects)} subject ids for {n} real and {m} synthetic images; give {n}, {n + m} or a pair of arrays")
+    ids = np.asarray(subjects, dtype=object)
+    return subject_codes(ids[:n], n), subject_codes(ids[n:], m)
+
+
+def canonical_order(rows: np.ndarray, subjects: np.ndarray | None = None) -> np.ndarray:
+    """An order of rows (n, d) that depends on their content, so that seeded draws do not depend on the table's order."""
+    content = np.ascontiguousarray(rows, dtype=np.float64) + 0.0  # -0.0 and 0.0 are one number
+    keys = np.array([hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in content])
+    return np.argsort(keys, kind="stable") if subjects is None else np.lexsort((keys, subjects))
+
+
+def bootstrap_weights(codes: np.ndarray, n_boot: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Blocks (b, n) of how often each image stands in a bootstrap sample of whole subjects; ``n_boot`` rows in all."""
+    subjects = int(codes.max()) + 1
+    block = max(1, _WEIGHTS_AT_ONCE // max(len(codes), 1))
+    for start in range(0, n_boot, block):
+        draws = generator.multinomial(subjects, np.full(subjects, 1 / subjects), size=min(block, n_boot - start))
+        yield draws[:, codes].astype(np.float64)
+
+
+def percentile_interval(replicates: np.ndarray) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile of the defined replicates; NaN where fewer than half are defined."""
+    defined = replicates[np.isfinite(replicates)]
+    if len(defined) < max(2, len(replicates) / 2):
+        return math.nan, math.nan
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def jackknife_variance(replicates: np.ndarray) -> float:
+    """Variance from leave-one-fold-out values (J,): (J - 1) / J times their sum of squares about the mean."""
+    folds = len(replicates)
+    return float((folds - 1) / folds * ((replicates - replicates.mean()) ** 2).sum())
+
+
+def t_multiplier(subjects: int) -> float:
+    """Half width of a 95 % interval in standard errors, for so many independent subjects."""
+    return float(stats.t.ppf(0.975, max(subjects - 1, 1)))
+
+
+def share_interval(hits: np.ndarray, codes: np.ndarray) -> tuple[float, float, float]:
+    """Share of true ``hits`` (n,) with Wilson's interval at the effective number of images.
+
+    Images of one subject count as one another's repeats in so far as they agree: the variance of the share between subjects
+    gives the design effect (Kish 1965), and n / effect enters Wilson's formula (1927), which holds at shares of 0 and 1 too.
+    """
+    n, subjects = len(hits), int(codes.max()) + 1
+    share = float(hits.mean())
+    effective = float(subjects)
+    if 0 < share < 1 and subjects > 1:
+        excess = np.bincount(codes, weights=hits - share)
+        clustered = subjects / (subjects - 1) * float((excess**2).sum()) / n**2
+        effective = min(share * (1 - share) / clustered, n) if clustered > 0 else n
+    z2 = Z95**2 / effective
+    centre = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
+    return share, max(0.0, centre - half), min(1.0, centre + half)
