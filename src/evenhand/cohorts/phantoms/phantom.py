@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,7 @@ class Modality:
     name: str
     attributes: dict[str, list[str]]
     conditions: dict[str, list[str]]
-    image_mode: str
+    image_mode: Literal["L", "RGB"]
     oracle_columns: list[str]
     draw: Draw = field(repr=False)
     measure: Measure = field(repr=False)
