@@ -1,0 +1,124 @@
+"""What every importer shares: its settings, a record, and the facts of a source."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from evenhand.cohorts.images import BadImage, inside
+from evenhand.cohorts.sources.reading import BadRow, Row
+from evenhand.core.config import Settings
+from evenhand.core.errors import UserError, did_you_mean
+
+
+class ImportSettings(Settings):
+    """Options of ``evenhand cohort import``."""
+
+    size: int | None = Field(default=None, ge=8, le=4096)  # None: the shorter side of the first image, at most 512
+    mode: Literal["L", "RGB"] | None = None  # None: as the source, or the first image, has it
+    limit: int | None = Field(default=None, ge=1)  # take the first rows only
+    skip_bad: int = Field(default=0, ge=0)  # how many bad rows or images are left out before the import fails
+    unknown: Literal["keep", "drop"] = "keep"  # rows with an unknown attribute
+    prompt_attributes: list[str] | None = None  # None: prompts state all; ["none"]: none
+    seed: int = 0
+    name: str | None = None
+    attributes: list[str] | None = None  # which columns; None: the source's own choice
+    conditions: list[str] | None = None
+    # the table source only
+    modality: str | None = None
+    licence: str | None = None
+    image_column: str | None = None
+    subject_column: str | None = None
+    split_column: str | None = None
+    prompt_column: str | None = None
+    synthetic: bool = False  # images of somebody's generator: attributes are what was requested
+
+
+TABLE_ONLY = ("modality", "licence", "image_column", "subject_column", "split_column", "prompt_column", "synthetic")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a raw data set, before it is opened."""
+
+    image: str  # path inside the source's image folder
+    image_id: str
+    subject_id: str
+    attributes: dict[str, str]
+    conditions: dict[str, str]
+    split: str | None = None  # the source's own, where it has one
+    prompt: str | None = None
+    extras: dict[str, str] = field(default_factory=dict)  # further columns to keep
+
+
+class Source(ABC):
+    """One raw layout: where its table and images are, and what a row means."""
+
+    name: ClassVar[str]
+    modality: str
+    mode: Literal["L", "RGB"] | None = None
+    synthetic = False
+    citation: str = ""
+    licence: str = ""
+    attributes: dict[str, list[str]]  # column -> groups; an empty list is filled from the data
+    conditions: dict[str, list[str]]
+    default_conditions: ClassVar[tuple[str, ...] | None] = None  # None: all
+
+    def __init__(self, raw: Path, settings: ImportSettings) -> None:
+        if not raw.exists():
+            raise UserError(f"{raw}: no such file or folder; name the raw data of {self.name}")
+        self.raw, self.settings = raw, settings
+        if self.name != "table":
+            for option in TABLE_ONLY:
+                if getattr(settings, option):
+                    raise UserError(f"--{option.replace('_', '-')} is an option of the source 'table', not of {self.name!r}")
+            self.attributes = _choose("attributes", self.attributes, settings.attributes, None)
+            self.conditions = _choose("conditions", self.conditions, settings.conditions, self.default_conditions)
+
+    @property
+    def images(self) -> Path:
+        """The folder that no image path may leave."""
+        return self.raw
+
+    @abstractmethod
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Rows of the raw table with their place (file and row)."""
+
+    @abstractmethod
+    def record(self, row: Row) -> Record:
+        """What one row means.
+
+        Raises:
+            BadRow: a value that cannot be read.
+        """
+
+    def find(self, image_id: str, folders: Sequence[str], endings: Sequence[str] = ("",)) -> str:
+        """The path of an image inside ``raw``, looked for in ``folders`` in turn.
+
+        Raises:
+            BadRow: there is none, or the path leads out of the raw folder.
+        """
+        for folder in ("", *folders):  # the bare id first: an absolute one must not hide behind a folder
+            for ending in endings:
+                name = f"{folder}/{image_id}{ending}" if folder else f"{image_id}{ending}"
+                try:
+                    if inside(self.raw, name).is_file():
+                        return name
+                except BadImage as fault:
+                    raise BadRow(f"{name}: {fault}") from None
+        raise BadRow(f"{image_id}{endings[0]}: no such file in {', '.join(folders) or 'the data folder'}")
+
+
+def _choose(
+    what: str, offered: dict[str, list[str]], asked: Sequence[str] | None, default: Sequence[str] | None
+) -> dict[str, list[str]]:
+    names = asked if asked is not None else default if default is not None else list(offered)
+    for name in names:
+        if name not in offered:
+            raise UserError(f"--{what}: no {name!r} in this source; {did_you_mean(name, offered)}")
+    return {name: list(offered[name]) for name in names}

@@ -1,0 +1,202 @@
+"""Raw data set -> cohort, one image at a time: read a row, open and verify its image, resize, write."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from evenhand.cohorts.checking import group_counts, notes_on
+from evenhand.cohorts.cohort import Cohort, CohortSchema
+from evenhand.cohorts.images import BadImage, default_size, image_mode, inside, open_verified, prepare
+from evenhand.cohorts.prompts import check_state, write_prompt
+from evenhand.cohorts.sources import SOURCES, ImportSettings, Record, Source
+from evenhand.cohorts.sources.reading import BadRow
+from evenhand.cohorts.splits import split_of
+from evenhand.cohorts.writing import CohortWriter, cohort_writer
+from evenhand.core.artifacts import is_disk_full, provenance, require_free, write_text
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.groups import NOT_GROUPS
+from evenhand.core.progress import track
+
+MAX_GROUPS = 50  # a column with more values is a measurement, not an attribute
+
+
+@dataclass
+class _Import:
+    """What one import has seen so far: ids and counts, never pixels."""
+
+    source: Source
+    settings: ImportSettings
+    state: list[str] | None
+    writer: CohortWriter
+    faults: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)  # image id -> the row that had it first
+    splits: dict[str, tuple[str, str]] = field(default_factory=dict)  # subject -> its split, and the row that said so
+    values: dict[str, Counter[str]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    dropped: int = 0
+    size: int | None = None
+    mode: Literal["L", "RGB"] | None = None
+
+    @property
+    def failed(self) -> bool:
+        return len(self.faults) > self.settings.skip_bad
+
+    def take(self, place: str, row: dict[str, str]) -> None:
+        """Import one row, or note why not. Once too much is bad, rows are still read to name every fault."""
+        try:
+            record = self.source.record(row)
+            self._check_identity(record, place)
+            if self.settings.unknown == "drop" and any(value in NOT_GROUPS for value in record.attributes.values()):
+                self.dropped += 1
+                return
+            image = self._open(record)
+            split = self._split(record, place)
+        except BadRow as fault:
+            self.faults.append(f"{place}: {fault}")
+            return
+        if not self.failed:
+            self._write(record, split, image)
+
+    def _check_identity(self, record: Record, place: str) -> None:
+        first = self.places.setdefault(record.image_id, place)
+        if first != place:
+            raise BadRow(f"image id {record.image_id!r} stands in {first} already; keep one of the two rows")
+
+    def _open(self, record: Record) -> Image.Image:
+        try:
+            image = open_verified(inside(self.source.images, record.image))
+            if self.size is None or self.mode is None:
+                self.size = self.settings.size or default_size(image)
+                self.mode = self.settings.mode or self.source.mode or image_mode(image)
+            drop_colour = (self.settings.mode or self.source.mode) is not None
+            return prepare(image, self.size, self.mode, drop_colour=drop_colour)
+        except BadImage as fault:
+            raise BadRow(f"{record.image}: {fault}") from None
+
+    def _split(self, record: Record, place: str) -> str:
+        split = record.split or split_of(record.subject_id, self.settings.seed)
+        known, where = self.splits.setdefault(record.subject_id, (split, place))
+        if split != known:
+            raise BadRow(f"subject {record.subject_id!r} is in split {split!r} here and in {known!r} in {where}; put it into one")
+        return split
+
+    def _write(self, record: Record, split: str, image: Image.Image) -> None:
+        columns = {**record.attributes, **record.conditions}
+        for name, value in columns.items():
+            seen = self.values.setdefault(name, Counter())
+            seen[value] += 1
+            if len(seen) > MAX_GROUPS:
+                raise UserError(f"column {name!r} has more than {MAX_GROUPS} values; sort them into groups first (such as '<60', '>=60')")
+        prompt = record.prompt or write_prompt(self.source.modality, record.attributes, record.conditions, self.state)
+        row: dict[str, Any] = {"subject_id": record.subject_id, "split": split, "prompt": prompt, **columns}
+        row |= {"image_id": record.image_id, **record.extras}
+        if self.source.synthetic:  # how somebody else's generator ran is not known
+            row |= {"seed": None, "guidance_scale": None, "steps": None, "model": self.writer.schema.name}
+        self.writer.add(image, row, name=self._file_name(record.image_id))
+
+    def _file_name(self, image_id: str) -> str:
+        """The image id as a safe file name, unlike any other of this cohort even where case does not count."""
+        base = name = re.sub(r"[^A-Za-z0-9_-]+", "_", re.sub(r"\.(png|jpe?g|bmp|tiff?|webp)$", "", image_id, flags=re.I))[-120:] or "image"
+        number = 1
+        while name.lower() in self.names:
+            number += 1
+            name = f"{base}_{number}"
+        self.names.add(name.lower())
+        return name
+
+    def schema(self) -> CohortSchema:
+        """The schema once all rows are known: groups of a table come from its data."""
+
+        def filled(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+            return {name: groups or sorted(set(self.values.get(name, ())) - set(NOT_GROUPS)) for name, groups in columns.items()}
+
+        return self.writer.schema.model_copy(
+            update={
+                "attributes": filled(self.source.attributes),
+                "conditions": filled(self.source.conditions),
+                "image_size": self.size,
+                "image_mode": self.mode,
+                "made": {**self.writer.schema.made, "skipped": self.faults, "dropped_unknown": self.dropped},
+            }
+        )
+
+
+def import_cohort(source: str, raw: Path, out: Path, settings: ImportSettings | None = None) -> Cohort:
+    """Import a raw data set as a new cohort; memory does not grow with the number of images.
+
+    Args:
+        source: a key of ``SOURCES``.
+        raw: the raw data set's folder (or table).
+        out: the new cohort's folder.
+        settings: see ``ImportSettings``.
+
+    Returns:
+        The cohort; ``group_counts(cohort)`` is its summary, ``notes_on(cohort)`` what a reader should know of it.
+
+    Raises:
+        UserError: wrong options, a missing column, no disk space, or more than ``skip_bad`` bad rows. With several bad rows the
+            message has the first, and ``OUT.faults.txt`` lists them all. Nothing stays under ``out``.
+    """
+    settings, raw, out = settings or ImportSettings(), Path(raw), Path(out)
+    if source not in SOURCES:
+        raise UserError(f"unknown source {source!r}; {did_you_mean(source, SOURCES)}")
+    require_free(out)
+    reader = SOURCES[source](raw, settings)
+    state = check_state(settings.prompt_attributes, reader.attributes)
+    made = provenance(importer=source, raw=raw.name, settings=settings.model_dump(mode="json"))
+    start = CohortSchema(
+        name=settings.name or (out.name if source == "table" else source),
+        modality=reader.modality,
+        attributes=reader.attributes,
+        conditions=reader.conditions,
+        image_size=settings.size or 0,
+        image_mode="RGB",
+        synthetic=reader.synthetic,
+        source=reader.citation,
+        licence=reader.licence,
+        made=made,
+    )
+    try:
+        with cohort_writer(out, start) as writer:
+            run = _Import(reader, settings, state, writer)
+            _take_all(run)
+            _require_good(run, out)
+            writer.schema = run.schema()
+    except OSError as error:
+        if is_disk_full(error):
+            raise UserError(f"{out}: no space left on the device; free some, or choose another output folder") from None
+        raise
+    return Cohort.load(out)
+
+
+def _take_all(run: _Import) -> None:
+    limit = run.settings.limit
+    total = sum(1 for _ in islice(run.source.rows(), limit))
+    with track(f"import {run.source.name}", total) as bar:
+        for place, row in islice(run.source.rows(), limit):
+            run.take(place, row)
+            bar.advance()
+
+
+def _require_good(run: _Import, out: Path) -> None:
+    """Refuse an import with too many faults, or with nothing in it; the full list goes beside ``out``."""
+    listing = out.with_name(f"{out.name}.faults.txt")
+    if run.failed:
+        more = ""
+        if len(run.faults) > 1:
+            write_text(listing, "\n".join(run.faults) + "\n")
+            more = f" and {len(run.faults) - 1} more, all listed in {listing}"
+        raise UserError(f"{run.faults[0]}{more}; mend the data or pass --skip-bad {len(run.faults)}")
+    if not run.writer.written:
+        raise UserError(f"{run.source.raw}: no image to import ({len(run.faults)} bad, {run.dropped} with an unknown group)")
+    listing.unlink(missing_ok=True)
+
+
+__all__ = ["group_counts", "import_cohort", "notes_on"]

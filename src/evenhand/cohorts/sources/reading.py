@@ -1,0 +1,149 @@
+"""Reading raw tables row by row, by column name, without executing anything."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.groups import UNKNOWN
+
+# how raw tables write that nothing is known; "none" is missing on purpose: it is a finding, not a gap
+MISSING = ("", "nan", "na", "n/a", "null", "-1", "-1.0", "unknown", "unspecified", "?")
+MAX_AGE = 120  # ChestX-ray14 has patients of 412 years
+Row = dict[str, str]
+
+
+class BadRow(Exception):
+    """Why one row is not taken, in a few words and without the row's number."""
+
+
+def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+    """Rows as text by column name, with their place: ``('labels.csv row 2', {...})``.
+
+    The header of a CSV file is row 1, as a spreadsheet shows it; rows of JSON lines and Parquet count from 1.
+
+    Raises:
+        UserError: no such file, not readable as what its name says, or a required column is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name the raw data folder or its table")
+    reader = {".parquet": _parquet_rows, ".jsonl": _json_rows}.get(path.suffix.lower(), _csv_rows)
+    first = 2 if reader is _csv_rows else 1
+    try:
+        for number, row in enumerate(reader(path, required), start=first):
+            yield f"{path.name} row {number}", row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the table as UTF-8") from None
+    except (csv.Error, pa.ArrowInvalid, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a readable table ({error}); save it as CSV, Parquet or JSON lines") from None
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a table: its header, or the keys of its first JSON line."""
+    if path.suffix.lower() == ".parquet":
+        try:
+            return list(pq.read_schema(path).names)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: not a readable table ({error}); save it as CSV, Parquet or JSON lines") from None
+    if path.suffix.lower() == ".jsonl":
+        return list(next((row for _, row in read_rows(path)), {}))
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        return _header(file.readline())
+
+
+def require_columns(path: Path, found: Sequence[str], required: Sequence[str]) -> None:
+    """Raise ``UserError`` for the first required column that the table lacks."""
+    for name in required:
+        if name not in found:
+            raise UserError(f"{path}: no column {name!r}; {did_you_mean(name, found)}")
+
+
+def _header(line: str) -> list[str]:
+    return [name.strip() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+
+
+def _delimiter(header: str) -> str:
+    """Tab or comma, by the header: Dataverse files have ``.tab`` or no ending at all."""
+    return "\t" if header.count("\t") > header.count(",") else ","
+
+
+def _csv_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = file.readline()
+        names = _header(head)
+        require_columns(path, names, required)
+        for values in csv.reader(file, delimiter=_delimiter(head)):
+            if values:
+                yield {name: value.strip() for name, value in zip(names, values, strict=False)}
+
+
+def _json_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise UserError(f"{path} row {number + 1}: not a JSON object; each line is one image's columns")
+            if number == 0:
+                require_columns(path, list(row), required)
+            yield {str(name): _text(value) for name, value in row.items()}
+
+
+def _parquet_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
+    with pq.ParquetFile(path) as file:
+        require_columns(path, file.schema_arrow.names, required)
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                yield {name: _text(value) for name, value in row.items()}
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def cell(row: Mapping[str, str], column: str) -> str:
+    """One value; a row too short to have it is a bad row."""
+    if column not in row:
+        raise BadRow(f"no value in column {column!r}; the row is cut short")
+    return row[column]
+
+
+def is_missing(value: str) -> bool:
+    """Whether a raw value says that nothing is known."""
+    return value.strip().lower() in MISSING
+
+
+def translate(column: str, value: str, groups: Mapping[str, str]) -> str:
+    """A raw value as a group; missing becomes ``unknown``.
+
+    Raises:
+        BadRow: a value that ``groups`` does not know.
+    """
+    if is_missing(value):
+        return UNKNOWN
+    if value.strip().lower() not in groups:
+        raise BadRow(f"{column} {value!r} is no known group; {did_you_mean(value.strip().lower(), groups)}")
+    return groups[value.strip().lower()]
+
+
+def age_group(value: str) -> str:
+    """``<60`` or ``>=60`` from years such as ``57``, ``57.0`` or ``057Y``; empty and impossible ages are ``unknown``.
+
+    Raises:
+        BadRow: not an age.
+    """
+    if is_missing(value):
+        return UNKNOWN
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([YMWD]?)", value.strip(), flags=re.IGNORECASE)
+    if not found:
+        raise BadRow(f"age {value!r} is not a number of years")
+    years = float(found[1]) / {"M": 12, "W": 52, "D": 365}.get(found[2].upper(), 1)
+    return UNKNOWN if years > MAX_AGE else ">=60" if years >= 60 else "<60"

@@ -1,0 +1,118 @@
+"""Any table with an image path a row: CSV, Parquet, JSON lines, or the hub's ``imagefolder`` layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from evenhand.cohorts.images import BadImage, inside
+from evenhand.cohorts.sources.base import ImportSettings, Record, Source
+from evenhand.cohorts.sources.reading import BadRow, Row, cell, column_names, is_missing, read_rows, require_columns
+from evenhand.cohorts.splits import parse_split
+from evenhand.core.errors import UserError
+from evenhand.core.groups import UNKNOWN, UNSPECIFIED
+
+ENDINGS = (".csv", ".parquet", ".jsonl", ".tsv", ".tab")
+IMAGE_COLUMNS = ("image", "file_name", "image_path", "path", "filename", "file")
+PROMPT_COLUMNS = ("prompt", "text", "caption")
+SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+
+
+class Table(Source):
+    """``raw`` is the table, or the folder that holds it; image paths are relative to the table's folder.
+
+    A folder of ``train/``, ``validation/`` and ``test/`` with one ``metadata`` table each is read too, the folders being the splits.
+    Groups come from the data. Without a subject column every image is a subject of its own.
+    """
+
+    name = "table"
+
+    def __init__(self, raw: Path, settings: ImportSettings) -> None:
+        super().__init__(raw, settings)
+        self.tables = _find_tables(raw)
+        self.folder = raw if raw.is_dir() else raw.parent
+        first = self.tables[0]
+        names = column_names(first)
+        self.image_column = settings.image_column or next((name for name in IMAGE_COLUMNS if name in names), IMAGE_COLUMNS[0])
+        own_words = settings.prompt_attributes is None
+        found = next((name for name in PROMPT_COLUMNS if name in names), None) if own_words else None
+        self.prompt_column = settings.prompt_column or found
+        if settings.prompt_column and not own_words:
+            raise UserError("--prompt-column and --prompt-attributes exclude each other: prompts come from the table or from a template")
+        self.modality = settings.modality or "image"
+        self.synthetic, self.licence, self.citation = settings.synthetic, settings.licence or "", str(first.name)
+        self.attributes = {name: [] for name in settings.attributes or ()}
+        self.conditions = {name: [] for name in settings.conditions or ()}
+        for name in self.attributes:
+            if name in self.conditions:
+                raise UserError(f"column {name!r} is named as attribute and as condition; choose one")
+        optional = (settings.subject_column, settings.split_column, self.prompt_column)
+        self.required = [self.image_column, *self.attributes, *self.conditions, *(name for name in optional if name)]
+        for table in self.tables:
+            require_columns(table, column_names(table), self.required)
+
+    @property
+    def images(self) -> Path:
+        """The folder that no image path may leave."""
+        return self.folder
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Rows of every table; those of a split folder say so in the column ``""``, which no header can name."""
+        for table in self.tables:
+            inner = "" if table.parent == self.folder else table.parent.name
+            for place, row in read_rows(table, self.required):
+                yield (f"{inner}/{place}" if inner else place), {**row, "": inner}
+
+    def record(self, row: Row) -> Record:
+        """One image with the groups of the columns that were named."""
+        name = cell(row, self.image_column)
+        if not name:
+            raise BadRow(f"empty image path in column {self.image_column!r}")
+        path = f"{row['']}/{name}" if row[""] else name
+        try:
+            inside(self.folder, name)
+            inside(self.folder, path)
+        except BadImage as fault:
+            raise BadRow(f"{name}: {fault}") from None
+        subject, split = self.settings.subject_column, self._split(row)
+        return Record(
+            image=path,
+            image_id=path,
+            subject_id=(cell(row, subject) if subject else "") or path,
+            attributes={column: self._group(cell(row, column)) for column in self.attributes},
+            conditions={column: self._group(cell(row, column)) for column in self.conditions},
+            split=split,
+            prompt=(" ".join(cell(row, self.prompt_column).split()) or None) if self.prompt_column else None,
+        )
+
+    def _split(self, row: Row) -> str | None:
+        value = cell(row, self.settings.split_column) if self.settings.split_column else row[""]
+        if value:
+            try:
+                return parse_split(value)
+            except UserError as error:
+                raise BadRow(str(error)) from None
+        return "test" if self.synthetic else None
+
+    def _group(self, value: str) -> str:
+        """A group's name without the signs that a mix is written with; missing stays an explicit group."""
+        if is_missing(value):
+            return UNSPECIFIED if self.synthetic else UNKNOWN
+        return " ".join(re.sub(r"[,;:/*=|]", " ", value).split()) or UNKNOWN
+
+
+def _find_tables(raw: Path) -> list[Path]:
+    if raw.is_file():
+        if raw.suffix.lower() not in ENDINGS:
+            raise UserError(f"{raw}: not a table; name a file that ends in {', '.join(ENDINGS)}")
+        return [raw]
+    for folders in ([raw], [raw / name for name in SPLIT_FOLDERS]):
+        metadata = [path for folder in folders for ending in ENDINGS if (path := folder / f"metadata{ending}").is_file()]
+        if metadata and (len(metadata) == 1 or len(folders) > 1):
+            return metadata
+    tables = sorted(path for path in raw.iterdir() if path.suffix.lower() in ENDINGS)
+    if len(tables) != 1:
+        found = ", ".join(path.name for path in tables) or "none"
+        raise UserError(f"{raw}: one table is wanted ({', '.join(ENDINGS)}), found {found}; name the table itself")
+    return tables
