@@ -90,7 +90,7 @@ def prepare(image: Image.Image, size: int, mode: Literal["L", "RGB"], *, drop_co
     if image.mode.startswith("I"):  # Pillow clips 16 bit at 255 instead of scaling it
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if mode == "L" and not drop_colour and _is_coloured(image):
-        raise BadImage("colour image in a grayscale cohort; pass --mode RGB to keep colour, or --mode L to drop it")
+        raise BadImage("colour image in a grayscale cohort; set mode to RGB to keep colour, or to L to drop it")
     image = image.convert(mode)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

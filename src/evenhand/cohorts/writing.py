@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from evenhand.cohorts.cohort import BASE_COLUMNS, IMAGE_FOLDER, SCHEMA_FILE, TABLE_FILE, CohortSchema
-from evenhand.core.artifacts import new_folder, write_bytes, write_json
+from evenhand.core.artifacts import new_folder, write_json
 
 _ROWS_A_GROUP = 1024
 
@@ -34,7 +34,7 @@ class CohortWriter:
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         path = f"{IMAGE_FOLDER}/{name}.png"
-        write_bytes(self.folder / path, buffer.getvalue())
+        (self.folder / path).write_bytes(buffer.getvalue())  # the folder has no final name yet: new_folder flushes it as a whole
         self._rows.append({"image": path, **row, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
         self.written += 1
         if len(self._rows) >= _ROWS_A_GROUP:

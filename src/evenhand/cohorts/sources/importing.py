@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from evenhand.cohorts.checking import group_counts, notes_on
 from evenhand.cohorts.cohort import Cohort, CohortSchema
 from evenhand.cohorts.images import BadImage, default_size, image_mode, inside, open_verified, prepare
 from evenhand.cohorts.prompts import check_state, write_prompt
@@ -93,7 +92,8 @@ class _Import:
             seen = self.values.setdefault(name, Counter())
             seen[value] += 1
             if len(seen) > MAX_GROUPS:
-                raise UserError(f"column {name!r} has more than {MAX_GROUPS} values; sort them into groups first (such as '<60', '>=60')")
+                remedy = "sort them into groups first, such as '<60' and '>=60'"
+                raise UserError(f"column {name!r} has more than {MAX_GROUPS} values; {remedy}")
         prompt = record.prompt or write_prompt(self.source.modality, record.attributes, record.conditions, self.state)
         row: dict[str, Any] = {"subject_id": record.subject_id, "split": split, "prompt": prompt, **columns}
         row |= {"image_id": record.image_id, **record.extras}
@@ -103,7 +103,8 @@ class _Import:
 
     def _file_name(self, image_id: str) -> str:
         """The image id as a safe file name, unlike any other of this cohort even where case does not count."""
-        base = name = re.sub(r"[^A-Za-z0-9_-]+", "_", re.sub(r"\.(png|jpe?g|bmp|tiff?|webp)$", "", image_id, flags=re.I))[-120:] or "image"
+        stem = re.sub(r"\.(png|jpe?g|bmp|tiff?|webp)$", "", image_id, flags=re.IGNORECASE)
+        base = name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[-120:] or "image"
         number = 1
         while name.lower() in self.names:
             number += 1
@@ -197,6 +198,3 @@ def _require_good(run: _Import, out: Path) -> None:
     if not run.writer.written:
         raise UserError(f"{run.source.raw}: no image to import ({len(run.faults)} bad, {run.dropped} with an unknown group)")
     listing.unlink(missing_ok=True)
-
-
-__all__ = ["group_counts", "import_cohort", "notes_on"]
