@@ -188,11 +188,11 @@ def _pair_squares(
     """Sum of squared doubly centred kernel sums over pairs of subjects; pairs of a subject with itself are left out."""
     total = 0.0
     for rows, kernel in _kernel_blocks(x, y, size_x, size_y):
-        kernel -= np.outer(mean_x[rows], size_y)
-        kernel -= np.outer(size_x[rows], mean_y - level * size_y)
+        centred = kernel - np.outer(mean_x[rows], size_y)
+        centred -= np.outer(size_x[rows], mean_y - level * size_y)
         if own is not None:
-            kernel[np.arange(len(kernel)), np.arange(rows.start, rows.stop)] = 0
-        total += float((kernel**2).sum())
+            centred[np.arange(len(centred)), np.arange(rows.start, rows.stop)] = 0
+        total += float((centred**2).sum())
     return total
 
 
@@ -211,10 +211,11 @@ def size_matched(
 ) -> SubgroupFrame:
     """A metric by group, every group at one n: a distance of few images is larger than that of many though both are perfect.
 
-    Each group's generated images are compared with its own real ones; both sides of every group are subsampled without replacement,
-    whole subjects at a time, to the smallest side of any group, and the metric is averaged over ``repeats``. The interval adds the variance
-    between subjects (leave out a tenth of them) at the sampled size, scaled to the group's own number of subjects, and that of the
-    draws. ``"kid"`` needs no draws: the mean of a U-statistic over all subsamples of one size is the statistic of the whole group.
+    Each group's generated images are compared with its own real ones; both sides of every group are subsampled without
+    replacement, whole subjects at a time, to the smallest side of any group, and the metric is averaged over ``repeats``. The
+    interval adds the variance between subjects (leave out a tenth of them) at the sampled size, scaled to the group's own number
+    of subjects, and that of the draws. ``"kid"`` needs no draws: the mean of a U-statistic over all subsamples of one size is the
+    statistic of the whole group.
 
     Args:
         real, synthetic: features (n, d) and (m, d).

@@ -85,7 +85,7 @@ def is_group(label: Any) -> bool:
         return False
     if isinstance(label, str | bytes):
         return str(label).strip() not in ("", "-1", "nan", *NOT_GROUPS)
-    return not (isinstance(label, int | float | np.number) and (label != label or label == -1))
+    return not (isinstance(label, int | float | np.number) and (math.isnan(label) or label == -1))
 
 
 def as_labels(labels: Any) -> tuple[np.ndarray, list[Any]]:

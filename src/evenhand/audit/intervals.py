@@ -73,8 +73,8 @@ def subject_codes(subjects: Any, n: int) -> np.ndarray:
 def two_sided_subjects(subjects: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
     """Subject codes of ``n`` real and ``m`` synthetic images.
 
-    ``subjects`` is a pair (real ids, synthetic ids, either None), or one array of n ids (the real ones), or of n + m ids. The two sides are
-    drawn apart: an id that stands on both is two subjects.
+    ``subjects`` is a pair (real ids, synthetic ids, either None), or one array of n ids (the real ones), or of n + m ids. The two
+    sides are drawn apart: an id that stands on both is two subjects.
     """
     if isinstance(subjects, tuple | list) and len(subjects) == 2 and all(part is None or np.ndim(part) == 1 for part in subjects):
         return subject_codes(subjects[0], n), subject_codes(subjects[1], m)

@@ -59,9 +59,7 @@ def group_auc(
     return SubgroupFrame.of(cells, overall, True)
 
 
-def _aligned(
-    scores: Any, labels: Any, groups: Any, subjects: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any], np.ndarray]:
+def _aligned(scores: Any, labels: Any, groups: Any, subjects: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any], np.ndarray]:
     """The rows with a known label: scores, whether positive, group codes, group names, subject codes."""
     try:
         score = np.asarray(scores, dtype=np.float64)
@@ -120,12 +118,12 @@ def _weighted_auc(weights: np.ndarray, positive: np.ndarray, starts: np.ndarray)
 def parity_difference(labels: Any, predictions: Any, groups: Any) -> float:
     """Demographic parity difference: how far groups differ in the share predicted as a class, at most over classes.
 
-    For two classes it is fairlearn's. NaN where there is one group only, or a group without a prediction. ``labels`` say which classes there
-    are; they enter no rate.
+    For two classes it is fairlearn's. NaN where there is one group only, or a group without a prediction. ``labels`` say which
+    classes there are; they enter no rate.
     """
     from fairlearn.metrics import demographic_parity_difference
 
-    truth, guess, codes, names, classes, _ = _classified(labels, predictions, groups)
+    _, guess, codes, names, classes, _ = _classified(labels, predictions, groups)
     keep = (guess >= 0) & (codes >= 0)
     if len(names) < 2 or len(np.unique(codes[keep])) < len(names):
         return math.nan
@@ -135,8 +133,8 @@ def parity_difference(labels: Any, predictions: Any, groups: Any) -> float:
 def odds_difference(labels: Any, predictions: Any, groups: Any) -> float:
     """Equalised odds difference: how far groups differ in true or false positive rate, at most over classes, one against the rest.
 
-    For two classes it is fairlearn's. NaN where there is one group only, or where some group lacks a class that occurs in ``labels`` (its true
-    positive rate is not defined) or has that class only (its false positive rate is not).
+    For two classes it is fairlearn's. NaN where there is one group only, or where some group lacks a class that occurs in
+    ``labels`` (its true positive rate is not defined) or has that class only (its false positive rate is not).
     """
     from fairlearn.metrics import equalized_odds_difference
 
@@ -151,9 +149,7 @@ def odds_difference(labels: Any, predictions: Any, groups: Any) -> float:
     return _largest(equalized_odds_difference, truth, guess, codes, labelled)
 
 
-def _classified(
-    labels: Any, predictions: Any, groups: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any], list[Any], list[int]]:
+def _classified(labels: Any, predictions: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any], list[Any], list[int]]:
     """Codes of labels and predictions on common classes, of groups, and which classes occur among the labels of a group's rows."""
     codes, names = as_labels(groups)
     truth, truth_names = as_labels(labels)

@@ -1,0 +1,88 @@
+"""Which classifiers read the images: those given, and for what they do not cover, ones trained on the real cohort's training split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from evenhand.audit.readings import stated
+from evenhand.audit.result import JudgeFacts
+from evenhand.cohorts.cohort import SCHEMA_FILE, TABLE_FILE, Cohort
+from evenhand.core.artifacts import sha256_folder
+from evenhand.core.errors import UserError
+from evenhand.models.classifiers import Classifier, ClassifierSettings, train_classifier
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Column -> classifier; which were trained here; which columns have none, and why."""
+
+    by_target: dict[str, Classifier]
+    trained: set[str]
+    unjudged: dict[str, str]
+
+    @property
+    def facts(self) -> list[JudgeFacts]:
+        """For the result."""
+        return [
+            JudgeFacts(
+                path=str(judge.path),
+                target=target,
+                groups=judge.groups,
+                auc=judge.auc,
+                sha256=judge.sha256,
+                subjects_sha256=judge.subjects_sha256,
+                trained_here=target in self.trained,
+            )
+            for target, judge in self.by_target.items()
+        ]
+
+
+def cohort_hash(cohort: Cohort) -> str:
+    """One hash of schema and table; the table holds the hash of every image."""
+    return sha256_folder(cohort.root, (SCHEMA_FILE, TABLE_FILE))
+
+
+def gather_judges(real: Cohort, synthetic: Cohort, given: list[Path], folder: Path, *, arch: str, epochs: float, seed: int) -> Judges:
+    """Load the judges given; train the others that this audit needs into ``folder``, or reuse those made there from the same cohort.
+
+    Needed are a judge for every condition that the generated images state (to see whether they show it), and for every attribute
+    on which some prompt is silent.
+
+    Raises:
+        UserError: two judges of one column, or a judge of a column that the real cohort lacks.
+    """
+    judges: dict[str, Classifier] = {}
+    for path in given:
+        judge = Classifier.load(path)
+        real.require_column(judge.target)
+        if judge.target in judges:
+            raise UserError(f"--judge {path}: {judge.target} has a judge already ({judges[judge.target].path}); give one a column")
+        judges[judge.target] = judge
+    needed = [name for name in real.schema.conditions if stated(synthetic, name).notna().any()]
+    needed += [name for name in real.schema.attributes if stated(synthetic, name).isna().any()]
+    trained, unjudged = set(), {}
+    for target in needed:
+        if target in judges:
+            continue
+        train = real.split("train")
+        present = stated(train, target).nunique() if len(train) else 0
+        if present < 2:
+            unjudged[target] = f"no judge can be trained: {present} known group in the real cohort's training split"
+            continue
+        judges[target] = _trained(real, target, folder, arch, epochs, seed)
+        trained.add(target)
+    return Judges(judges, trained, unjudged)
+
+
+def _trained(real: Cohort, target: str, folder: Path, arch: str, epochs: float, seed: int) -> Classifier:
+    """The name holds what it was made from: another cohort, seed or length makes another folder, and nothing is overwritten."""
+    out = folder / f"{target}-{arch}-{epochs:g}-{seed}-{cohort_hash(real)[:12]}"
+    state = PartialState()
+    if state.is_main_process and not out.is_dir():
+        facts = {"cohort": real.root, "target": target, "out": out, "arch": arch, "epochs": epochs, "seed": seed}
+        train_classifier(ClassifierSettings.model_validate(facts))
+    state.wait_for_everyone()
+    return Classifier.load(out)

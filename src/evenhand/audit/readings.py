@@ -1,0 +1,111 @@
+"""Who is in which group: what the table states, else what a judge reads in the image."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from evenhand.audit.result import Basis
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.groups import UNSPECIFIED, known
+
+JOIN = " x "
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Groups of real and generated images along one or several columns, as categoricals with the same categories."""
+
+    by: tuple[str, ...]
+    real: pd.Series
+    synthetic: pd.Series
+    basis: Basis
+
+    @property
+    def question(self) -> str:
+        """The columns as they stand in a question's name: ``sex*age_group``."""
+        return "*".join(self.by)
+
+
+def stated(cohort: Cohort, column: str) -> pd.Series:
+    """The column's groups, missing where the table states none or has no such column."""
+    if column not in cohort.table.columns:
+        return pd.Series([None] * len(cohort), dtype=object)
+    values = cohort.table[column].astype(object)
+    return values.where(known(cohort.table, [column]), None).map(lambda value: None if value is None else str(value)).reset_index(drop=True)
+
+
+def judged(probabilities: np.ndarray, groups: Sequence[str]) -> pd.Series:
+    """The likeliest group of each image."""
+    return pd.Series([groups[code] for code in probabilities.argmax(axis=1)], dtype=object)
+
+
+def read_column(real: Cohort, synthetic: Cohort, column: str, judgement: pd.Series | None, *, prefer_judge: bool = False) -> Reading:
+    """Groups along one column: requested where stated, else the judge's reading; ``prefer_judge`` takes the judge's throughout."""
+    asked = stated(synthetic, column)
+    silent = asked.isna()
+    if judgement is not None and (prefer_judge or silent.any()):
+        labels = judgement if prefer_judge else asked.where(~silent, judgement)
+        basis: Basis = "judge" if prefer_judge or silent.all() else "mixed"
+    else:
+        labels, basis = asked, "requested" if not silent.all() else "none"
+    truth = stated(real, column)
+    names = list(real.schema.columns.get(column, []))
+    extra = sorted({*truth.dropna(), *labels.dropna()} - set(names))
+    return Reading((column,), _categorical(truth, [*names, *extra]), _categorical(labels, [*names, *extra]), basis)
+
+
+def cross(readings: Sequence[Reading]) -> Reading:
+    """The intersection of readings: every product of groups is a category, empty ones too."""
+    names = [JOIN.join(parts) for parts in itertools.product(*(reading.real.cat.categories for reading in readings))]
+    real = _joined([reading.real for reading in readings])
+    synthetic = _joined([reading.synthetic for reading in readings])
+    bases = {reading.basis for reading in readings}
+    basis: Basis = "none" if "none" in bases else bases.pop() if len(bases) == 1 else "mixed"
+    return Reading(tuple(name for r in readings for name in r.by), _categorical(real, names), _categorical(synthetic, names), basis)
+
+
+def with_pairs(readings: Mapping[str, Reading]) -> list[Reading]:
+    """Every reading, then every pair of them."""
+    return [*readings.values(), *(cross(pair) for pair in itertools.combinations(readings.values(), 2))]
+
+
+def _categorical(values: pd.Series, names: Sequence[str]) -> pd.Series:
+    return pd.Series(pd.Categorical(values, categories=list(names)))
+
+
+def _joined(parts: Sequence[pd.Series]) -> pd.Series:
+    frame = pd.concat([part.astype(object) for part in parts], axis=1)
+    whole = frame.notna().all(axis=1)
+    return pd.Series([JOIN.join(row) if ok else None for row, ok in zip(frame.to_numpy(), whole, strict=True)], dtype=object)
+
+
+def per_image_table(
+    sides: Mapping[str, Cohort],
+    readings: Mapping[str, Reading],
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    groups: Mapping[str, list[str]],
+) -> pd.DataFrame:
+    """One row an image of either side: groups used, conditions stated, judges' probabilities.
+
+    Args:
+        sides: ``real`` and ``synthetic``.
+        scores: side -> target -> probabilities (n, G); ``groups`` names their columns.
+    """
+    tables = []
+    for side, cohort in sides.items():
+        table = cohort.table[["image", "subject_id"]].astype(str).reset_index(drop=True)
+        table.insert(0, "side", side)
+        for column, reading in readings.items():
+            table[f"group.{column}"] = (reading.real if side == "real" else reading.synthetic).astype(object).fillna(UNSPECIFIED)
+        for column in cohort.schema.conditions:
+            table[f"condition.{column}"] = stated(cohort, column).fillna(UNSPECIFIED)
+        for target, values in scores[side].items():
+            for place, group in enumerate(groups[target]):
+                table[f"judge.{target}.{group}"] = values[:, place]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

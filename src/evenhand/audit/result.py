@@ -1,0 +1,196 @@
+"""The audit's result: typed, written as JSON, read back by the report and by users' scripts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evenhand.audit.frame import Estimate
+from evenhand.core.artifacts import read_json, write_json
+from evenhand.core.errors import UserError
+
+FORMAT = 1
+Basis = Literal["requested", "judge", "mixed", "none"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Cell(_Part):
+    """One estimate; ``value`` is None where it is undefined, and ``reason`` says why."""
+
+    n: int
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, estimate: Estimate, reason: str = "") -> Self:
+        """A cell from an estimate, NaN as None."""
+        return cls(n=estimate.n, value=number(estimate.value), low=number(estimate.low), high=number(estimate.high), reason=reason)
+
+
+class PresenceRow(_Part):
+    """Share of one group: ``raw`` as counted (not corrected for the judge's errors), ``target`` in the real cohort."""
+
+    group: str
+    n: int
+    raw: float | None
+    low: float | None
+    high: float | None
+    target: float | None
+    reason: str = ""
+
+
+class PresenceTable(_Part):
+    """Shares by subgroup against the real cohort's; ``gap`` is the total variation distance, 0 to 1."""
+
+    question: str
+    by: list[str]
+    basis: Basis
+    direction: Literal["match"] = "match"
+    n: int
+    n_real: int
+    gap: float | None
+    rows: list[PresenceRow]
+
+
+class GroupRow(Cell):
+    """One subgroup's cell, with what stands beside it: the real-against-real floor, or the value on real images."""
+
+    group: str
+    n_real: int
+    n_synthetic: int
+    reference: Cell | None = None
+
+
+class QualityTable(_Part):
+    """A distance by subgroup at one common n. ``reference`` is the same distance between two halves of the real images."""
+
+    question: str
+    by: list[str]
+    basis: Basis
+    metric: Literal["kid", "fid"]
+    primary: bool
+    encoder: str
+    direction: Literal["lower"] = "lower"
+    n: int
+    overall: Cell
+    overall_reference: Cell | None
+    rows: list[GroupRow]
+    gap: float | None
+    worst: str | None
+
+
+class SemanticTable(_Part):
+    """AUC of a judge's reading of a condition against the one requested, by subgroup; ``reference`` is the judge on real images."""
+
+    question: str
+    condition: str
+    value: str
+    by: list[str]
+    basis: Basis
+    metric: Literal["auc"] = "auc"
+    direction: Literal["higher"] = "higher"
+    overall: Cell
+    overall_reference: Cell | None
+    rows: list[GroupRow]
+    gap: float | None
+    worst: str | None
+
+
+class Finding(_Part):
+    """One headline: which question, a plain sentence, and what kind of statement it is."""
+
+    question: str
+    text: str
+    kind: Literal["presence", "quality", "semantics", "caveat"]
+
+
+class CohortFacts(_Part):
+    """Which cohort was read."""
+
+    path: str
+    name: str
+    modality: str
+    n: int
+    subjects: int
+    sha256: str
+    synthetic: bool
+    source: str
+    licence: str
+    model_sha256: str | None
+    image_size: int
+    made_at: str | None
+
+
+class JudgeFacts(_Part):
+    """Which classifier read which column."""
+
+    path: str
+    target: str
+    groups: list[str]
+    auc: float | None
+    sha256: str
+    subjects_sha256: str
+    trained_here: bool
+
+
+class EncoderFacts(_Part):
+    """Which network made the features, and for how many images."""
+
+    path: str
+    name: str
+    dim: int
+    sha256: str
+    features_real: int
+    features_synthetic: int
+
+
+class AuditResult(_Part):
+    """Everything one audit found, and everything needed to make it again."""
+
+    format: int = FORMAT
+    real: CohortFacts
+    synthetic: CohortFacts
+    real_rows: Literal["val+test", "all"]
+    n: dict[str, int]
+    seeds: dict[str, int]
+    settings: dict[str, Any]
+    judges: list[JudgeFacts]
+    encoders: list[EncoderFacts]
+    presence: list[PresenceTable]
+    quality: list[QualityTable]
+    semantics: list[SemanticTable]
+    findings: list[Finding]
+    provenance: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write audit.json atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read audit.json.
+
+        Raises:
+            UserError: no such file, not JSON, or not an audit of this format.
+        """
+        values = read_json(Path(path))
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise UserError(f"{path}: not an audit of format {FORMAT}; make it anew with 'evenhand audit'")
+        try:
+            return cls(**values)
+        except (ValidationError, TypeError) as error:
+            fault = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            raise UserError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}; make it anew with 'evenhand audit'") from None
+
+
+def number(value: float) -> float | None:
+    """A finite float, or None: JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None

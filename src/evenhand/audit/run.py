@@ -1,0 +1,255 @@
+"""The audit of one generated cohort against a real one: wires encoders and judges to the pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+from pydantic import Field
+
+from evenhand.audit.findings import caveats, headline_findings
+from evenhand.audit.intervals import FeatureError
+from evenhand.audit.judges import Judges, cohort_hash, gather_judges
+from evenhand.audit.readings import Reading, judged, per_image_table, read_column, stated, with_pairs
+from evenhand.audit.result import AuditResult, CohortFacts, EncoderFacts, PresenceTable, QualityTable, SemanticTable
+from evenhand.audit.tables import Resampling, Sides, condition_labels, presence_table, quality_table, semantic_table, tested_values
+from evenhand.cohorts.cohort import Cohort, write_table
+from evenhand.core.artifacts import claim, provenance
+from evenhand.core.config import Settings
+from evenhand.core.errors import UserError
+from evenhand.engine.features import cohort_features, cohort_predictions
+from evenhand.models.encoders import Encoder
+
+
+class AuditSettings(Settings):
+    """Settings of ``evenhand audit``."""
+
+    real: Path
+    synthetic: Path
+    out: Path
+    judge: list[Path] | None = Field(None, description="classifier folders; default: trained on the real cohort's training split")
+    encoder: list[Path] | None = Field(None, description="vision model or classifier folders, the first is primary; default: a judge")
+    judge_arch: str = "resnet"
+    judge_epochs: float = Field(8, gt=0)
+    batch_size: int = Field(64, ge=1)
+    repeats: int = Field(20, ge=1, description="subsamples averaged in a size-matched distance")
+    n_boot: int = Field(1000, ge=100, description="bootstrap samples of subjects")
+    min_n: int = Field(20, ge=2, description="a group with fewer images is insufficient")
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Both sides as they are compared: the real rows chosen, all generated ones, and what the judges say of them."""
+
+    real: Cohort
+    synthetic: Cohort
+    scores: dict[str, dict[str, np.ndarray]]
+    judges: Judges
+
+    def judgement(self, column: str) -> pd.Series | None:
+        """The judge's reading of generated images, where there is a judge."""
+        values = self.scores["synthetic"].get(column)
+        return None if values is None else judged(values, self.judges.by_target[column].groups)
+
+    def subjects(self, side: str) -> np.ndarray:
+        """Subject ids; a generated image without one is a subject of its own."""
+        cohort = self.real if side == "real" else self.synthetic
+        return cohort.table["subject_id"].astype(object).to_numpy()
+
+
+def audit_cohorts(settings: AuditSettings) -> AuditResult:
+    """Compare a generated cohort with a real one by subgroup; write audit.json and, beside it, the per-image audit.parquet.
+
+    Images are compared with the real validation and test images, or with all of them where those are too few; shares with those
+    of the whole real cohort. Every image passes each network once.
+
+    Raises:
+        UserError: not a cohort, nothing to compare, a judge or encoder that cannot be loaded, or ``out`` in use by another run.
+    """
+    real, synthetic = Cohort.load(settings.real), Cohort.load(settings.synthetic)
+    _check(settings, real, synthetic)
+    compared_real, real_rows = _held_out(real, settings.min_n)
+    with _claimed(settings.out) as folder:
+        judges = gather_judges(
+            real, synthetic, settings.judge or [], folder, arch=settings.judge_arch, epochs=settings.judge_epochs, seed=settings.seed
+        )
+        scores = {
+            side: {name: cohort_predictions(judge, cohort, batch_size=settings.batch_size) for name, judge in judges.by_target.items()}
+            for side, cohort in (("real", compared_real), ("synthetic", synthetic))
+        }
+        compared = _Compared(compared_real, synthetic, scores, judges)
+        readings = {name: read_column(compared_real, synthetic, name, compared.judgement(name)) for name in real.schema.attributes}
+        presence = _presence(real, compared, readings)
+        quality, encoders = _quality(compared, readings, settings)
+        semantics = _semantics(compared, readings, settings)
+        result = _result(settings, (real, real_rows), compared, presence, quality, encoders, semantics)
+        if PartialState().is_main_process:
+            sides = {"real": compared_real, "synthetic": synthetic}
+            groups = {name: judge.groups for name, judge in judges.by_target.items()}
+            write_table(settings.out.with_suffix(".parquet"), per_image_table(sides, readings, scores, groups))
+            result.save(settings.out)
+        PartialState().wait_for_everyone()
+    return result
+
+
+def _check(settings: AuditSettings, real: Cohort, synthetic: Cohort) -> None:
+    if settings.out.suffix != ".json":
+        raise UserError(f"--out {settings.out}: name a .json file, such as audit.json")
+    if settings.out.is_dir():
+        raise UserError(f"--out {settings.out}: is a folder; name a .json file in it")
+    for cohort in (real, synthetic):
+        if len(cohort) < 2:
+            raise UserError(f"{cohort.root}: {len(cohort)} images; an audit needs at least 2 a side")
+    if not real.schema.attributes:
+        raise UserError(f"{real.root}: no attributes, so there are no subgroups to compare; import it with --attributes")
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """The folder of judges beside audit.json, held by this run; gone again where nothing was trained."""
+    folder = out.parent / f"{out.stem}-judges"
+    if not PartialState().is_main_process:
+        yield folder
+        return
+    with claim(folder):
+        try:
+            yield folder
+        finally:
+            if [file.name for file in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                folder.rmdir()
+
+
+def _held_out(real: Cohort, min_n: int) -> tuple[Cohort, Any]:
+    held_out = real.split("val", "test")
+    return (held_out, "val+test") if len(held_out) >= 2 * min_n else (real, "all")
+
+
+def _presence(real: Cohort, compared: _Compared, readings: dict[str, Reading]) -> list[PresenceTable]:
+    """By column and pair, as used; where a column is requested and has a judge, also by the judge: what was asked is not yet shown."""
+    tables = []
+    asked = {name for name, reading in readings.items() if reading.basis in ("requested", "mixed") and name in compared.judges.by_target}
+    judge_only = [read_column(compared.real, compared.synthetic, name, compared.judgement(name), prefer_judge=True) for name in asked]
+    whole = {name: read_column(real, compared.synthetic, name, compared.judgement(name)) for name in readings}
+    targets = {reading.by: reading.real for reading in with_pairs(whole)}
+    for reading in [*with_pairs(readings), *judge_only]:
+        tables.append(presence_table(reading, targets[reading.by], compared.subjects("synthetic")))
+    return tables
+
+
+def _quality(compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> tuple[list[QualityTable], list[EncoderFacts]]:
+    tables: list[QualityTable] = []
+    facts = []
+    for place, path in enumerate(settings.encoder or [_default_encoder(compared)]):
+        encoder = Encoder.load(path)
+        real, synthetic = (cohort_features(encoder, side, batch_size=settings.batch_size) for side in (compared.real, compared.synthetic))
+        facts.append(
+            EncoderFacts(
+                path=str(path),
+                name=encoder.name,
+                dim=real.shape[1],
+                sha256=encoder.sha256,
+                features_real=len(real),
+                features_synthetic=len(synthetic),
+            )
+        )
+        sides = Sides(real, synthetic, compared.subjects("real"), compared.subjects("synthetic"))
+        for reading in with_pairs(readings):
+            try:
+                tables += [
+                    quality_table(reading, sides, metric, encoder.name, _resampling(settings), primary=place == 0)
+                    for metric in ("kid", "fid")
+                ]
+            except FeatureError as error:
+                raise UserError(f"--encoder {path}: {error}") from None
+    return tables, facts
+
+
+def _default_encoder(compared: _Compared) -> Path:
+    """A judge of a condition, else of an attribute: fitted on real images only, and to what a picture of this kind shows."""
+    judges = compared.judges.by_target
+    first = next((judges[name] for name in compared.real.schema.conditions if name in judges), None) or next(iter(judges.values()), None)
+    if first is None:
+        raise UserError(f"{compared.real.root}: no judge could be trained to serve as encoder; give --encoder with a vision model folder")
+    return first.path
+
+
+def _semantics(compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[SemanticTable]:
+    tables = []
+    for condition in compared.real.schema.conditions:
+        judge = compared.judges.by_target.get(condition)
+        asked, true = stated(compared.synthetic, condition), stated(compared.real, condition)
+        if judge is None or asked.isna().all():
+            continue
+        for value in tested_values(judge.groups):
+            sides = [
+                (compared.scores[side][condition][:, judge.groups.index(value)], condition_labels(labels, value), compared.subjects(side))
+                for side, labels in (("real", true), ("synthetic", asked))
+            ]
+            for reading in with_pairs(readings):
+                tables.append(semantic_table(reading, condition, value, sides[0], sides[1], _resampling(settings)))
+    return tables
+
+
+def _resampling(settings: AuditSettings) -> Resampling:
+    return Resampling(settings.repeats, settings.n_boot, settings.min_n, settings.seed)
+
+
+def _result(
+    settings: AuditSettings,
+    real: tuple[Cohort, Any],
+    compared: _Compared,
+    presence: list[PresenceTable],
+    quality: list[QualityTable],
+    encoders: list[EncoderFacts],
+    semantics: list[SemanticTable],
+) -> AuditResult:
+    facts = (_cohort_facts(real[0]), _cohort_facts(compared.synthetic))
+    judges = compared.judges.facts
+    unjudged = dict(compared.judges.unjudged)
+    unjudged |= dict.fromkeys(_silent_conditions(compared), "its values are not stated in the generated cohort")
+    limits = caveats(*facts, real[1], len(compared.real), judges, encoders, presence, unjudged)
+    return AuditResult(
+        real=facts[0],
+        synthetic=facts[1],
+        real_rows=real[1],
+        n={"real": len(real[0]), "real_compared": len(compared.real), "synthetic": len(compared.synthetic)},
+        seeds={"audit": settings.seed},
+        settings=settings.model_dump(mode="json"),
+        judges=judges,
+        encoders=encoders,
+        presence=presence,
+        quality=quality,
+        semantics=semantics,
+        findings=[*headline_findings(presence, quality, semantics), *limits],
+        provenance=provenance(),
+    )
+
+
+def _silent_conditions(compared: _Compared) -> list[str]:
+    return [name for name in compared.real.schema.conditions if stated(compared.synthetic, name).isna().all()]
+
+
+def _cohort_facts(cohort: Cohort) -> CohortFacts:
+    made = cohort.schema.made
+    return CohortFacts(
+        path=str(cohort.root.resolve()),
+        name=cohort.schema.name,
+        modality=cohort.schema.modality,
+        n=len(cohort),
+        subjects=int(cohort.table["subject_id"].nunique()),
+        sha256=cohort_hash(cohort),
+        synthetic=cohort.schema.synthetic,
+        source=cohort.schema.source,
+        licence=cohort.schema.licence,
+        model_sha256=made.get("model_sha256"),
+        image_size=cohort.schema.image_size,
+        made_at=made.get("made_at"),
+    )

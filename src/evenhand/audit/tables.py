@@ -1,0 +1,171 @@
+"""From arrays to the result's tables: presence, quality and semantics by subgroup and intersection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
+from evenhand.audit.frame import Estimate, SubgroupFrame
+from evenhand.audit.intervals import FeatureError, subject_codes
+from evenhand.audit.readings import Reading
+from evenhand.audit.representation import mix_gap, raw_presence
+from evenhand.audit.result import Cell, GroupRow, PresenceRow, PresenceTable, QualityTable, SemanticTable, number
+from evenhand.audit.semantics import group_auc
+from evenhand.core.randomness import generator
+
+UNSEEN = "the prompts are silent and no judge reads this column"
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made."""
+
+    repeats: int
+    n_boot: int
+    min_n: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Features of both sides, (n, d) and (m, d), and their subjects."""
+
+    real: np.ndarray
+    synthetic: np.ndarray
+    real_subjects: np.ndarray
+    synthetic_subjects: np.ndarray
+
+    @property
+    def subjects(self) -> tuple[np.ndarray, np.ndarray]:
+        """As the distances take them."""
+        return self.real_subjects, self.synthetic_subjects
+
+
+def presence_table(reading: Reading, target: pd.Series, synthetic_subjects: np.ndarray) -> PresenceTable:
+    """Shares among generated images against the shares among ``target``, the real cohort's labels."""
+    names = list(reading.synthetic.cat.categories)
+    found = raw_presence(reading.synthetic.astype(object), names, synthetic_subjects)
+    wanted = raw_presence(target.astype(object), names)
+    rows = []
+    for name in names:
+        cell = found.by_group.loc[name]
+        reason = UNSEEN if reading.basis == "none" else str(cell["reason"])
+        if wanted.n == 0:
+            reason = reason or "no real image has a known group"
+        rows.append(
+            PresenceRow(
+                group=str(name),
+                n=int(cell["n"]),
+                raw=number(cell["raw"]),
+                low=number(cell["low"]),
+                high=number(cell["high"]),
+                target=number(wanted.by_group.loc[name, "raw"]),
+                reason=reason,
+            )
+        )
+    gap = mix_gap(found.mix, wanted.mix)
+    return PresenceTable(
+        question=f"presence:{reading.question}", by=list(reading.by), basis=reading.basis,
+        n=found.n, n_real=wanted.n, gap=number(gap), rows=rows,
+    )  # fmt: skip
+
+
+def quality_table(
+    reading: Reading, sides: Sides, metric: Literal["kid", "fid"], encoder: str, how: Resampling, *, primary: bool
+) -> QualityTable:
+    """A distance by subgroup, size-matched, with the real-against-real floor beside the kernel distance."""
+    frame = size_matched(
+        sides.real, sides.synthetic, reading.real, reading.synthetic, "kid" if metric == "kid" else "frechet",
+        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n,
+    )  # fmt: skip
+    floors = {}
+    if metric == "kid":
+        floors = {name: real_floor(sides, (reading.real == name).to_numpy(), how) for name in frame.by_group.index}
+    return QualityTable(
+        question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=primary, encoder=encoder,
+        n=frame.overall.n, overall=Cell.of(whole_distance(sides, metric, frame)),
+        overall_reference=real_floor(sides, np.ones(len(sides.real), dtype=bool), how) if metric == "kid" else None,
+        rows=_rows(frame, floors, reading), gap=number(frame.gap), worst=_name(frame.worst),
+    )  # fmt: skip
+
+
+def whole_distance(sides: Sides, metric: str, frame: SubgroupFrame) -> Estimate:
+    """The distance of all images; the Fréchet distance's interval is not given at full size, only the matched one's is."""
+    if metric == "kid":
+        return kernel_distance(sides.real, sides.synthetic, subjects=sides.subjects)
+    return Estimate(frechet_distance(sides.real, sides.synthetic), math.nan, math.nan, len(sides.synthetic))
+
+
+def real_floor(sides: Sides, rows: np.ndarray, how: Resampling) -> Cell:
+    """Kernel distance between two halves of the real images, split by subject: what a perfect generator would be measured at."""
+    codes = subject_codes(sides.real_subjects[rows], int(rows.sum()))
+    subjects = int(codes.max()) + 1 if len(codes) else 0
+    half = generator(how.seed, "real-floor").permutation(subjects)[codes] < subjects / 2 if subjects else np.zeros(0, dtype=bool)
+    if min(half.sum(), (~half).sum()) < max(2, how.min_n / 2):
+        return Cell(n=len(codes), reason=f"insufficient: {len(codes)} real images to split in two")
+    features = sides.real[rows]
+    try:
+        return Cell.of(kernel_distance(features[half], features[~half], subjects=(codes[half], codes[~half])))
+    except FeatureError as error:
+        return Cell(n=len(codes), reason=f"insufficient: {error}")
+
+
+def semantic_table(
+    reading: Reading,
+    condition: str,
+    value: str,
+    real: tuple[np.ndarray, np.ndarray, np.ndarray],
+    synthetic: tuple[np.ndarray, np.ndarray, np.ndarray],
+    how: Resampling,
+) -> SemanticTable:
+    """AUC of a judge's score for ``value`` against the requested condition; each side is (scores, labels 1/0/-1, subjects)."""
+    found, reference = (
+        group_auc(scores, labels, groups, n_boot=how.n_boot, seed=how.seed, subjects=subjects, min_n=how.min_n)
+        for (scores, labels, subjects), groups in ((synthetic, reading.synthetic), (real, reading.real))
+    )
+    beside = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in reference.by_group.iterrows()}
+    return SemanticTable(
+        question=f"semantics:{condition}={value}:{reading.question}", condition=condition, value=value,
+        by=list(reading.by), basis=reading.basis,
+        overall=Cell.of(found.overall, "" if found.overall.defined else "one class only or no labelled images"),
+        overall_reference=Cell.of(reference.overall, "" if reference.overall.defined else "one class only or no labelled images"),
+        rows=_rows(found, beside, reading), gap=number(found.gap), worst=_name(found.worst),
+    )  # fmt: skip
+
+
+def _rows(frame: SubgroupFrame, beside: dict, reading: Reading) -> list[GroupRow]:
+    real, synthetic = reading.real.value_counts(), reading.synthetic.value_counts()
+    return [
+        GroupRow(
+            group=str(name),
+            n_real=int(real.get(name, 0)),
+            n_synthetic=int(synthetic.get(name, 0)),
+            reference=beside.get(name),
+            **Cell.of(_estimate(row), str(row["reason"])).model_dump(),
+        )
+        for name, row in frame.by_group.iterrows()
+    ]
+
+
+def _estimate(row: pd.Series) -> Estimate:
+    return Estimate(float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]))
+
+
+def _name(group: object) -> str | None:
+    return None if group is None else str(group)
+
+
+def condition_labels(values: pd.Series, value: str) -> np.ndarray:
+    """1 where the condition is ``value``, 0 where it is another, -1 where nothing is stated."""
+    return np.where(values.isna(), -1, (values == value).astype(int))
+
+
+def tested_values(values: Sequence[str]) -> list[str]:
+    """Which values of a condition get an AUC: of two the second (the first's is the same number), of more each against the rest."""
+    return list(values[1:]) if len(values) == 2 else list(values)
