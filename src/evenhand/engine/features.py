@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +23,13 @@ from evenhand.models.encoders import Encoder
 def cohort_features(encoder: Encoder, cohort: Cohort, *, batch_size: int = 64) -> np.ndarray:
     """Features (n, d), float32, in the order of the cohort's table."""
     encoder.to(PartialState().device)
-    return _once(encoder.features, encoder.sha256, f"features {encoder.name}", cohort, batch_size).astype(np.float32)
+    return _once(encoder.features, f"features-{encoder.sha256}", f"features {encoder.name}", cohort, batch_size).astype(np.float32)
 
 
 def cohort_predictions(classifier: Classifier, cohort: Cohort, *, batch_size: int = 64) -> np.ndarray:
     """Calibrated probabilities (n, G), in the order of the cohort's table."""
     classifier.to(PartialState().device)
-    key = f"{classifier.sha256}-{classifier.temperature!r}"
+    key = f"judge-{classifier.sha256}-{classifier.temperature!r}"
     return _once(classifier.predict, key, f"judge {classifier.target}", cohort, batch_size)
 
 
@@ -36,7 +37,7 @@ def _once(compute: Callable[[np.ndarray], np.ndarray], key: str, label: str, coh
     """Compute what the cache lacks. Equal images are computed once, whatever their names."""
     state = PartialState()
     names = cohort.table["sha256"].astype(str).to_numpy()
-    with _Store(cache_folder("features") / f"{key[:40]}.sqlite") as store:
+    with _Store(cache_folder("features") / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.sqlite") as store:
         known = store.read(names)
         missing, first = np.unique([name for name in names if name not in known], return_index=True)
         rows = np.flatnonzero([name not in known for name in names])[first]

@@ -217,7 +217,7 @@ def _codes(cohort: Cohort, target: str, groups: list[str]) -> np.ndarray:
     if len(faults):
         row, value = faults[0], cohort.table.loc[faults[0], target]
         raise UserError(f"{cohort.root}: row {row}: {target} has no group {value!r}; run 'evenhand cohort check'")
-    return cohort.table[target].map(place).to_numpy(dtype=np.int64)
+    return cohort.table[target].map(place).to_numpy(dtype=np.int64, copy=True)  # torch wants it writable
 
 
 @torch.no_grad()
