@@ -33,7 +33,7 @@ class Template:
     joint: str  # what leads from the patient to the conditions
     attributes: tuple[str, ...] = ()  # the order in which they are named; others follow
     conditions: dict[str, Phrase] = field(default_factory=dict)
-    phrases: dict[str, Phrase] = field(default_factory=dict)  # attributes that need more than their value
+    phrases: dict[str, Phrase] = field(default_factory=dict)  # other columns that need more than their value
 
 
 _FUNDUS_CONDITIONS = {
@@ -62,7 +62,8 @@ TEMPLATES: dict[str, Template] = {
         "Chest Radiography image",
         " diagnosed with ",
         ("sex", "race", "age_group"),
-        {"effusion": _either("non Pleural Effusion", "Pleural Effusion")},
+        {"effusion": _either("non Pleural Effusion", "Pleural Effusion"), "finding": _either("No Finding", "abnormal findings")},
+        {"view": _with_noun("view")},
     ),
 }
 
@@ -87,7 +88,8 @@ def write_prompt(
     words = [template.phrases.get(name, str)(stated[name]) for name in _ordered(stated, template.attributes)]
     found = {name: str(value) for name, value in conditions.items() if _is_known(value)}
     joint = template.joint if any(name in template.conditions for name in found) else ", "
-    phrases = [template.conditions.get(name, _named(name))(found[name]) for name in _ordered(found, template.conditions)]
+    spoken = {**template.phrases, **template.conditions}
+    phrases = [spoken.get(name, _named(name))(found[name]) for name in _ordered(found, template.conditions)]
     prompt = " ".join([template.head, "of a", *words, "patient"]) + (joint + ", ".join(phrases) if phrases else "")
     return " ".join(prompt.split())
 

@@ -1,0 +1,162 @@
+"""Tables: CSV, Parquet, JSON lines, the imagefolder layout, somebody else's generated images."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from cohorts.raw_data import picture, write_table
+from PIL import Image
+
+from evenhand.cohorts.checking import check_cohort, group_counts, notes_on
+from evenhand.cohorts.sources import ImportSettings
+from evenhand.cohorts.sources.importing import import_cohort
+from evenhand.core.errors import UserError
+
+ROWS = [
+    {"image": "a/1.png", "patient": "p1", "fold": "training", "race": "White, non-Hispanic", "grade": "2"},
+    {"image": "b/1.png", "patient": "p2", "fold": "valid", "race": "Asian", "grade": "-1"},
+    {"image": "2.png", "patient": "p3", "fold": "test", "race": "nan", "grade": "3"},
+]
+COLUMNS = {"subject_column": "patient", "split_column": "fold", "attributes": ["race"], "conditions": ["grade"]}
+
+
+def test_columns_by_option(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", ROWS)
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(**COLUMNS, modality="knee", name="knees", licence="mine"))
+    assert cohort.schema.attributes == {"race": ["Asian", "White non-Hispanic"]}  # no sign that a mix is written with
+    assert cohort.schema.conditions == {"grade": ["2", "3"]}  # -1 and nan are no groups
+    assert list(cohort.table["race"]) == ["White non-Hispanic", "Asian", "unknown"]
+    assert list(cohort.table["grade"]) == ["2", "unknown", "3"]
+    assert list(cohort.table["split"]) == ["train", "val", "test"]
+    assert list(cohort.table["image"]) == ["images/a_1.png", "images/b_1.png", "images/2.png"]
+    assert list(cohort.table["subject_id"]) == ["p1", "p2", "p3"]
+    assert cohort.table["prompt"][0] == "Knee image of a White non-Hispanic patient, grade 2"
+    assert (cohort.schema.name, cohort.schema.licence, cohort.schema.modality) == ("knees", "mine", "knee")
+    assert check_cohort(cohort.root).faults == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "tsv"])
+def test_other_formats_give_the_same_cohort(tmp_path, kind) -> None:
+    raw = write_table(tmp_path / "raw", ROWS)
+    expected = import_cohort("table", raw / "labels.csv", tmp_path / "csv", ImportSettings(**COLUMNS)).table
+    table = pd.DataFrame(ROWS)
+    if kind == "parquet":
+        table.to_parquet(raw / "other.parquet")
+    elif kind == "tsv":
+        table.to_csv(raw / "other.tsv", sep="\t", index=False)
+    else:
+        (raw / "other.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    cohort = import_cohort("table", raw / f"other.{kind}", tmp_path / "out", ImportSettings(**COLUMNS))
+    pd.testing.assert_frame_equal(cohort.table, expected)
+
+
+def test_null_and_number_cells(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png"} for i in range(3)])
+    (raw / "labels.csv").unlink()
+    pd.DataFrame({"image": ["0.png", "1.png", "2.png"], "sex": ["f", None, "m"], "stage": [1.0, np.nan, -1.0]}).to_parquet(raw / "t.parquet")
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"], conditions=["stage"]))
+    assert list(cohort.table["sex"]) == ["f", "unknown", "m"]
+    assert list(cohort.table["stage"]) == ["1.0", "unknown", "unknown"]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_imagefolder(tmp_path, name) -> None:
+    raw = write_table(tmp_path / "raw", [{"file_name": f"{i}.png", "text": f"image  {i}"} for i in range(3)], "metadata.csv")
+    if name.endswith("jsonl"):
+        (raw / "metadata.csv").unlink()
+        (raw / name).write_text("\n".join(json.dumps({"file_name": f"{i}.png", "text": f"image  {i}"}) for i in range(3)))
+    cohort = import_cohort("table", raw, tmp_path / "out")
+    assert list(cohort.table["prompt"]) == ["image 0", "image 1", "image 2"]
+    assert cohort.schema.attributes == {} and list(cohort.table["subject_id"]) == ["0.png", "1.png", "2.png"]
+
+
+def test_imagefolder_with_split_folders(tmp_path) -> None:
+    for split in ("train", "validation", "test"):
+        write_table(tmp_path / "raw" / split, [{"file_name": "1.png", "text": f"of {split}"}], "metadata.csv")
+    cohort = import_cohort("table", tmp_path / "raw", tmp_path / "out")
+    assert dict(zip(cohort.table["split"], cohort.table["prompt"], strict=True)) == {
+        "train": "of train",
+        "val": "of validation",
+        "test": "of test",
+    }
+    assert sorted(cohort.table["image"]) == ["images/test_1.png", "images/train_1.png", "images/validation_1.png"]
+
+
+def test_names_that_meet_after_cleaning_stay_apart(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": name} for name in ("a/1.png", "a_1.png", "A_1.PNG")])
+    cohort = import_cohort("table", raw, tmp_path / "out")
+    assert list(cohort.table["image"]) == ["images/a_1.png", "images/a_1_2.png", "images/A_1_3.png"]
+    assert check_cohort(cohort.root).faults == []
+
+
+def test_synthetic_images_of_another_generator(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": "1.png", "sex": "male"}, {"image": "2.png", "sex": ""}])
+    settings = ImportSettings(synthetic=True, attributes=["sex"], modality="brain", name="theirs")
+    cohort = import_cohort("table", raw, tmp_path / "out", settings)
+    assert cohort.schema.synthetic and list(cohort.table["sex"]) == ["male", "unspecified"]
+    assert list(cohort.table["split"]) == ["test", "test"] and list(cohort.table["model"]) == ["theirs", "theirs"]
+    assert cohort.table[["seed", "guidance_scale", "steps"]].isna().all(axis=None)
+    assert cohort.table["prompt"][1] == "Brain MR slice of a patient"
+
+
+def test_grayscale_and_16_bit_images(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": "1.png"}, {"image": "2.png"}])
+    Image.fromarray(np.full((16, 16), 512, np.uint16)).save(raw / "1.png")
+    Image.fromarray(np.full((20, 16, 3), 40, np.uint8)).save(raw / "2.png")  # grayscale saved with three channels
+    cohort = import_cohort("table", raw, tmp_path / "out")
+    assert cohort.schema.image_mode == "L"
+    assert cohort.pixels()[0] == pytest.approx(np.full((16, 16), 2 / 255)) and cohort.pixels()[1, 0, 0] == pytest.approx(40 / 255)
+
+
+def test_colour_is_not_dropped_silently(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": "1.png"}, {"image": "2.png"}])
+    picture(5, mode="L").save(raw / "1.png")
+    with pytest.raises(UserError) as error:
+        import_cohort("table", raw, tmp_path / "out")
+    remedy = "set mode to RGB to keep colour, or to L to drop it; mend the data or pass --skip-bad 1"
+    assert str(error.value) == f"labels.csv row 3: 2.png: colour image in a grayscale cohort; {remedy}"
+    assert import_cohort("table", raw, tmp_path / "gray", ImportSettings(mode="L")).pixels().shape == (2, 24, 24)
+    assert import_cohort("table", raw, tmp_path / "rgb", ImportSettings(mode="RGB")).pixels().shape == (2, 24, 24, 3)
+
+
+def test_a_group_that_is_empty_or_alone_is_said(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png", "sex": "male", "fold": "train"} for i in range(3)])
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"], split_column="fold"))
+    assert notes_on(cohort) == [
+        "sex: one group only (male); no gap between its groups can be told",
+        "split 'val' is empty",
+        "split 'test' is empty",
+    ]
+    assert group_counts(cohort).to_dict("records") == [
+        {"column": "sex", "group": "male", "images": 3, "subjects": 3, "train": 3, "val": 0, "test": 0}
+    ]
+
+
+def test_a_measurement_is_no_attribute(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png", "age": str(i)} for i in range(60)])
+    with pytest.raises(UserError) as error:
+        import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["age"], size=8))
+    assert str(error.value) == "column 'age' has more than 50 values; sort them into groups first, such as '<60' and '>=60'"
+    assert not (tmp_path / "out").exists()
+
+
+def test_which_table(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", ROWS)
+    (raw / "other.csv").write_text("x\n")
+    with pytest.raises(UserError) as error:
+        import_cohort("table", raw, tmp_path / "out")
+    endings = ".csv, .parquet, .jsonl, .tsv, .tab"
+    assert str(error.value) == f"{raw}: one table is wanted ({endings}), found labels.csv, other.csv; name the table itself"
+    with pytest.raises(UserError) as error:
+        import_cohort("table", raw / "2.png", tmp_path / "out")
+    assert str(error.value) == f"{raw / '2.png'}: not a table; name a file that ends in {endings}"
+
+
+def test_a_subject_in_two_source_splits(tmp_path) -> None:
+    rows = [{"image": f"{i}.png", "patient": "p1", "fold": fold} for i, fold in enumerate(("train", "test"))]
+    raw = write_table(tmp_path / "raw", rows)
+    with pytest.raises(UserError) as error:
+        import_cohort("table", raw, tmp_path / "out", ImportSettings(subject_column="patient", split_column="fold"))
+    fault = "labels.csv row 3: subject 'p1' is in split 'test' here and in 'train' in labels.csv row 2; put it into one"
+    assert str(error.value) == f"{fault}; mend the data or pass --skip-bad 1"
