@@ -15,9 +15,9 @@ from evenhand.cohorts.phantoms.phantom import Labels, Modality, Nuisance, choose
 
 SKIN = {"light": (0.87, 0.69, 0.60), "dark": (0.47, 0.31, 0.23)}
 LESION = {"light": (0.47, 0.28, 0.19), "dark": (0.20, 0.115, 0.085)}
-FURROWS = {"young": 0.02, "old": 0.26}
-IRREGULARITY = {"benign": 0.02, "malignant": 0.27}
-TONE_SPLIT, FURROW_SPLIT, SHAPE_SPLIT = 0.50, 0.045, 0.86
+FURROWS = {"young": 0.02, "old": 0.24}
+IRREGULARITY = {"benign": 0.02, "malignant": 0.26}
+TONE_SPLIT, FURROW_SPLIT, SHAPE_SPLIT = 0.50, 0.032, 0.85
 
 
 def draw(labels: Labels, nuisance: Nuisance, size: int) -> np.ndarray:
@@ -34,7 +34,7 @@ def draw(labels: Labels, nuisance: Nuisance, size: int) -> np.ndarray:
     image = (skin + (lesion - skin) * (mask * inside)[..., None]) * shade
     image = _colour_variegation(image, x, y, labels, nuisance, mask)
 
-    vignette = 1 - 0.16 * np.clip(np.hypot(x, y) - 0.75, 0, None)
+    vignette = 1 - 0.16 * np.clip(np.hypot(x, y) - 0.85, 0, None)
     light = vignette * (1 + 0.03 * (nuisance.image(0, 1) * x + nuisance.image(0, 1) * y)) * nuisance.image(1, 0.025)
     return image * light[..., None] + nuisance.noise(0.010, size, size, 3)
 
@@ -49,7 +49,9 @@ def _lesion(x: np.ndarray, y: np.ndarray, labels: Labels, nuisance: Nuisance, si
     dx, dy = x - cx, y - cy
     theta = np.arctan2(dy, dx) - turn
     radius = nuisance.subject(0.50, 0.022) / np.sqrt(1 + 0.10 * nuisance.subject(1, 0.3) * np.cos(2 * theta))
-    lobes = np.cos(3 * theta + nuisance.place(0, 6.28)) + 0.45 * np.cos(5 * theta + nuisance.place(0, 6.28))
+    weights = {k: nuisance.place(low, 1) for k, low in ((3, 0.4), (4, 0.2), (5, 0.2), (7, 0.2))}
+    norm = np.sqrt(sum(weight**2 for weight in weights.values()))  # so that no outline is less irregular than another
+    lobes = sum(weight / norm * np.cos(k * theta + nuisance.place(0, 6.28)) for k, weight in weights.items())
     irregular = per_group(labels["malignancy"], IRREGULARITY) * nuisance.subject(1, 0.05)
     border = radius * (1 + irregular * lobes)
     malignant = (labels["malignancy"] == "malignant").astype(np.float32)[:, None, None]
@@ -61,14 +63,15 @@ def _lesion(x: np.ndarray, y: np.ndarray, labels: Labels, nuisance: Nuisance, si
 
 
 def _furrows(x: np.ndarray, y: np.ndarray, nuisance: Nuisance) -> np.ndarray:
-    """Two crossing sets of wavy skin lines, about 0 to 1."""
+    """Wrinkles: wavy dark lines with a main direction, crossed by fainter ones, about 0 to 1."""
     total = np.zeros(1, dtype=np.float32)
-    for angle in (0.7, -0.8):
-        turn = angle + nuisance.subject(0, 0.12)
-        along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
-        wave = across + 0.05 * np.sin(3.3 * along + nuisance.place(0, 6.28))
-        total = total + np.clip(np.cos(2 * np.pi * wave / 0.40 + nuisance.place(0, 6.28)), -0.3, 1)
-    return total / 1.6
+    for angle, weight in ((0.5, 1.0), (-0.9, 0.55)):
+        turn = angle + nuisance.subject(0, 0.25)
+        across = y * np.cos(turn) - x * np.sin(turn)
+        warp = smooth_field(nuisance.lattice(5, 0.8), x.shape[-1])
+        wave = np.cos(2 * np.pi * across / 0.40 + nuisance.place(0, 6.28) + warp)
+        total = total + weight * np.clip(wave, -0.2, 1)
+    return total / 1.3
 
 
 def _colour_variegation(
