@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri
 
 from evenhand.audit.frame import UNDEFINED, Estimate, SubgroupFrame, as_labels
 from evenhand.audit.intervals import (
@@ -27,6 +29,7 @@ Metric = Callable[[np.ndarray, np.ndarray], Any] | Literal["kid", "frechet"]
 MIN_N = 10
 _BLOCK_CELLS = 4_000_000  # kernel values held at once: 32 MB
 _FOLDS, _JACKKNIFED = 10, 5
+_NORMAL = ndtri((np.arange(400) + 0.5) / 400)  # a standard normal, as 400 equally likely values
 
 
 def frechet_distance(real: Any, synthetic: Any) -> float:
@@ -106,19 +109,31 @@ def kernel_distance(real: Any, synthetic: Any, *, subjects: Any = None) -> Estim
     clear = value**2 / (value**2 + 4 * pairs) if value > 0 and pairs > 0 else 0.0
     norm = plugged_value - clear * (plugged_value - value)
     slope = max(0.0, plugged - clear * 2 * pairs) / norm if norm > 0 else 0.0
-    low, high = _score_interval(value, slope, float(pairs), t_multiplier(min(len(size_x), len(size_y))))
+    low, high = _distance_interval(value, slope, float(pairs), t_multiplier(min(len(size_x), len(size_y))))
     return Estimate(value, low, high, m)
 
 
-def _score_interval(value: float, slope: float, pairs: float, z: float) -> tuple[float, float]:
-    """Every distance t for which |value - t| <= z sqrt(slope t + pairs), as Wilson's interval does for a share.
+def _distance_interval(value: float, slope: float, pairs: float, z: float) -> tuple[float, float]:
+    """Every distance t under which ``value`` is neither too small nor too large: the tests inverted.
 
-    The witness shrinks with the distance itself, so its part of the variance is ``slope`` times the distance. An interval
-    of +- 1.96 standard errors at the estimate instead always covers 0 where the laws agree (measured: 400 of 400).
+    About t the statistic is modelled as s ((Z + sqrt(t / s))^2 - 1) + T: the witness's direction with s = slope / 4, which gives
+    the variance slope * t far from 0, and the other directions T, normal, which bring the variance at t = 0 to ``pairs``. Below 0
+    the law is that of t = 0, moved. An interval of +- 1.96 standard errors instead always covers 0 where the laws agree
+    (measured: 400 of 400), since a large estimate brings its own large error.
     """
-    shift = z * z * slope / 2
-    half = math.sqrt(max(0.0, shift * shift + z * z * (slope * value + pairs)))
-    return float(min(value, value + shift - half)), float(max(value, value + shift + half))
+    if not pairs > 0:
+        return value, value
+    step = slope / 4
+    rest = math.sqrt(max(pairs - 2 * step**2, 0.01 * pairs))
+
+    def below(t: float) -> float:
+        """Probability of a statistic below the value found, were t the distance."""
+        shifted = step * ((_NORMAL + math.sqrt(max(t, 0.0) / step)) ** 2 - 1) if step > 0 else np.full(1, max(t, 0.0))
+        return float(ndtr((value - min(t, 0.0) - shifted) / rest).mean())
+
+    tail, reach = float(ndtr(-z)), 20 * math.sqrt(pairs + slope * max(value, 0.0)) + 100 * slope
+    bounds = [brentq(lambda t, p=p: below(t) - p, value - reach, value + reach) for p in (1 - tail, tail)]
+    return min(value, bounds[0]), max(value, bounds[1])
 
 
 def _by_subject(features: np.ndarray, codes: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -313,7 +328,8 @@ def _at_size(
     variance = float((np.mean(variances, axis=0) * (fraction + (1 - fraction) / repeats)).sum())
     value = float(np.mean(values))
     half = t_multiplier(int(min(code.max() + 1 for code in codes))) * math.sqrt(variance)
-    return Estimate(value, value - half, value + half, common)
+    low = max(0.0, value - half) if chosen is frechet_distance else value - half
+    return Estimate(value, low, value + half, common)
 
 
 def _draw(codes: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
