@@ -20,10 +20,12 @@ _BASIS = {"requested": "as requested", "judge": "by the judge's count", "mixed":
 
 
 def headline_findings(presence: list[PresenceTable], quality: list[QualityTable], semantics: list[SemanticTable]) -> list[Finding]:
-    """One sentence a question about single columns; intersections speak only where they are the worst."""
+    """One sentence a question about single columns; intersections stand in their tables."""
     found = [presence_finding(table) for table in presence if len(table.by) == 1]
     found += [quality_finding(table) for table in quality if len(table.by) == 1 and table.metric == "kid" and table.primary]
-    found += [semantic_finding(table) for table in semantics if len(table.by) == 1]
+    single = [table for table in semantics if len(table.by) == 1]
+    for condition in dict.fromkeys((table.condition, table.value) for table in single):
+        found.append(semantic_finding([table for table in single if (table.condition, table.value) == condition]))
     return found
 
 
@@ -53,26 +55,32 @@ def quality_finding(table: QualityTable) -> Finding:
         return Finding(question=table.question, kind="quality", text=text)
     worst, best = max(shown, key=_value), min(shown, key=_value)
     apart = worst.low is not None and best.high is not None and worst.low > best.high
-    verdict = "their 95 % intervals do not overlap" if apart else "their 95 % intervals overlap, so no gap is shown"
-    text = (
-        f"Quality by {name}: {worst.group} lies furthest from its real images (KID {interval(worst)}), {best.group} nearest "
-        f"({interval(best)}); {verdict}."
-    )
+    if apart:
+        text = (
+            f"Quality by {name}: images of {worst.group} lie further from real ones (KID {interval(worst)}) than those of {best.group} "
+            f"({interval(best)}); the 95 % intervals do not overlap."
+        )
+    else:
+        cells = ", ".join(f"{row.group} {interval(row)}" for row in shown[:4])
+        text = f"Quality by {name}: no gap is shown, the 95 % intervals overlap (KID {cells})."
     return Finding(question=table.question, kind="quality", text=text)
 
 
-def semantic_finding(table: SemanticTable) -> Finding:
-    """How well images show the condition asked for, and for whom least."""
-    label = f"{table.condition} = {table.value}"
-    if table.overall.value is None:
-        text = f"Condition {label}, by {table.by[0]}: undefined ({table.overall.reason})."
-        return Finding(question=table.question, kind="semantics", text=text)
-    text = f"Condition {label}: the judge finds the requested condition with AUC {interval(table.overall)}"
-    shown = [row for row in table.rows if row.value is not None]
-    if len(shown) > 1:
-        worst = min(shown, key=_value)
-        text += f"; by {table.by[0]} least for {worst.group} ({interval(worst)}), gap {table.gap:.2f}"
-    return Finding(question=table.question, kind="semantics", text=text + ".")
+def semantic_finding(tables: list[SemanticTable]) -> Finding:
+    """How well images show one condition that was asked for, and for which group of each column least."""
+    first = tables[0]
+    label = f"{first.condition} = {first.value}"
+    if first.overall.value is None:
+        text = f"Condition {label}: undefined ({first.overall.reason})."
+        return Finding(question=first.question, kind="semantics", text=text)
+    text = f"Condition {label}: the judge finds it where it was asked for with AUC {auc(first.overall)}"
+    for table in tables:
+        shown = [row for row in table.rows if row.value is not None]
+        if len(shown) > 1 and table.gap is not None:
+            worst = min(shown, key=_value)
+            least = f"least for {worst.group} ({auc(worst)}, gap {table.gap:.2f})" if table.gap >= 0.005 else "the same for all groups"
+            text += f"; by {table.by[0]} {least}"
+    return Finding(question=first.question, kind="semantics", text=text + ".")
 
 
 def caveats(
@@ -126,9 +134,16 @@ def interval(cell: object) -> str:
     return f"{figure(value)} [{figure(low)}, {figure(high)}]" if low is not None and high is not None else figure(value)
 
 
+def auc(cell: object) -> str:
+    """``0.91 [0.88, 0.94]``."""
+    value, low, high = (getattr(cell, name) for name in ("value", "low", "high"))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if low is not None and high is not None else f"{value:.2f}"
+
+
 def figure(value: float) -> str:
-    """Three significant digits, no exponent where none is needed."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}" if 0.095 <= abs(value) < 1 else f"{value:.3g}"
+    """About three digits, at most three decimals."""
+    size = abs(value)
+    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
 
 
 def percent(share: float) -> str:

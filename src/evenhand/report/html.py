@@ -1,0 +1,171 @@
+"""One self-contained page from one or several audits: findings first, then evidence, then method and caveats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from evenhand.audit.findings import auc, figure, interval, percent, points
+from evenhand.audit.result import AuditResult, Cell, PresenceTable, QualityTable, SemanticTable
+from evenhand.core.artifacts import write_text
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.report.figures import Line, Mark, Panel, bars, dots
+from evenhand.report.sheet import SheetGroup, contact_sheet
+
+FORMATS = ("html",)
+BASIS = {
+    "requested": "groups as requested in the prompts",
+    "judge": "groups as read by the judge, not corrected for its errors",
+    "mixed": "groups as requested, else as read by the judge",
+    "none": "no groups: neither requested nor judged",
+}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What the template shows of one audit."""
+
+    name: str
+    result: AuditResult
+    figures: dict[str, str]
+    sheets: dict[str, list[SheetGroup]]
+    sheet_note: str
+
+
+def write_report(audits: list[Path], out: Path, format: str = "html") -> Path:
+    """Write the report of one or several audits; several are set side by side.
+
+    Raises:
+        UserError: no audit given, one that cannot be read, or an unknown format.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format: unknown format {format!r}; {did_you_mean(format, FORMATS)}")
+    if not audits:
+        raise UserError("nothing to report; name an audit.json")
+    chapters = [_chapter(Path(path), AuditResult.load(path)) for path in audits]
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a file in it, such as report.html")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, render(chapters))
+    return out
+
+
+def render(chapters: list[Chapter]) -> str:
+    """The page. Every name and text passes the template's escaping; only our own SVG is taken as it is."""
+    folder = resources.files("evenhand.report") / "templates"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"interval": interval, "auc": auc, "figure": figure, "percent": percent, "points": points, "span": share_span}
+    template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        chapters=chapters, style=(folder / "report.css").read_text(encoding="utf-8"), basis=BASIS, compared=_compared(chapters)
+    )
+
+
+def share_span(row: object) -> str:
+    """``83 % [80, 86]``."""
+    raw, low, high = (getattr(row, name) for name in ("raw", "low", "high"))
+    return "undefined" if raw is None else f"{percent(raw)} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _chapter(path: Path, result: AuditResult) -> Chapter:
+    sheets, note = {}, ""
+    scores = path.with_suffix(".parquet")
+    if scores.is_file():
+        images = pd.read_parquet(scores)
+        single = [table.by[0] for table in result.quality if len(table.by) == 1 and table.metric == "kid" and table.primary]
+        sheets = {column: contact_sheet(result, images, column) for column in single}
+    else:
+        note = f"There is no {scores.name} beside {path.name}, so no images can be shown."
+    name = result.synthetic.name
+    return Chapter(name, result, _figures(name, result), sheets, note)
+
+
+def _figures(name: str, result: AuditResult) -> dict[str, str]:
+    """The figures that have something to show, by section."""
+    drawn = {}
+    if result.presence:
+        drawn["presence"] = bars(
+            [_presence_panel(table) for table in result.presence],
+            title=f"{name}: presence by group", axis="share of images", found="generated, 95 % interval", reference="real cohort",
+        )  # fmt: skip
+    quality = [table for table in result.quality if table.metric == "kid" and table.primary]
+    if quality:
+        drawn["quality"] = dots(
+            [Panel("all images", [Line("overall", _mark(quality[0].overall), _mark(quality[0].overall_reference))])]
+            + [_group_panel(table) for table in quality],
+            title=f"{name}: kernel distance by group", axis="KID, lower is better",
+            found="generated against real", reference="real against real (floor)",
+        )  # fmt: skip
+    semantics = result.semantics
+    if semantics:
+        drawn["semantics"] = dots(
+            [
+                panel
+                for place, table in enumerate(semantics)
+                for panel in _semantic_panels(table, place == 0 or semantics[place - 1].value != table.value)
+            ],
+            title=f"{name}: AUC of the requested condition by group", axis="AUC, higher is better",
+            found="generated images", reference="real images", limits=_auc_limits(semantics),
+        )  # fmt: skip
+    return drawn
+
+
+def _presence_panel(table: PresenceTable) -> Panel:
+    basis = {"requested": "requested", "judge": "judged", "mixed": "requested or judged", "none": "not known"}[table.basis]
+    lines = [Line(row.group, Mark(row.raw, row.low, row.high), Mark(row.target)) for row in table.rows]
+    return Panel(f"{' x '.join(table.by)} ({basis})", lines)
+
+
+def _group_panel(table: QualityTable | SemanticTable) -> Panel:
+    return Panel(" x ".join(table.by), [Line(row.group, _mark(row), _mark(row.reference)) for row in table.rows])
+
+
+def _semantic_panels(table: SemanticTable, first: bool) -> list[Panel]:
+    overall = Panel(f"{table.condition} = {table.value}", [Line("overall", _mark(table.overall), _mark(table.overall_reference))])
+    return [overall, _group_panel(table)] if first else [_group_panel(table)]
+
+
+def _auc_limits(tables: list[SemanticTable]) -> tuple[float, float]:
+    cells = [cell for table in tables for row in table.rows for cell in (row, row.reference) if cell is not None]
+    lows = [cell.low for cell in cells if cell.low is not None]
+    return (max(0.0, min([0.5, *lows]) - 0.02), 1.02)
+
+
+def _mark(cell: Cell | None) -> Mark:
+    return Mark(None) if cell is None else Mark(cell.value, cell.low, cell.high)
+
+
+def _compared(chapters: list[Chapter]) -> list[tuple[str, list[str]]]:
+    """For several audits: one row a question, one column an audit."""
+    if len(chapters) < 2:
+        return []
+    rows: dict[str, list[str]] = {}
+    for place, chapter in enumerate(chapters):
+        for label, text in _summary(chapter.result).items():
+            rows.setdefault(label, ["not measured"] * len(chapters))[place] = text
+    return list(rows.items())
+
+
+def _summary(result: AuditResult) -> dict[str, str]:
+    found = {}
+    for table in result.presence:
+        if len(table.by) == 1:
+            text = "undefined" if table.gap is None else points(table.gap)
+            found[f"Presence gap by {table.by[0]} ({table.basis})"] = text
+    for quality in result.quality:
+        if len(quality.by) == 1 and quality.metric == "kid" and quality.primary:
+            found["KID of all images"] = interval(quality.overall)
+            if quality.worst is not None:
+                row = next(row for row in quality.rows if row.group == quality.worst)
+                found[f"KID of the worst group by {quality.by[0]}"] = f"{row.group} {interval(row)}"
+    for semantic in result.semantics:
+        if len(semantic.by) == 1:
+            found[f"AUC of {semantic.condition} = {semantic.value}"] = (
+                "undefined" if semantic.overall.value is None else auc(semantic.overall)
+            )
+    return found
