@@ -34,7 +34,12 @@ from evenhand.core.errors import UserError
             "SLO fundus image of a Black female Hispanic patient with the following conditions: "
             "non-glaucoma, mild vision loss, borderline cup-disc ratio",
         ),
-        ("fundus", {"sex": "male"}, {"glaucoma": "glaucoma"}, "SLO fundus image of a male patient with the following conditions: glaucoma"),
+        (
+            "fundus",
+            {"sex": "male"},
+            {"glaucoma": "glaucoma"},
+            "SLO fundus image of a male patient with the following conditions: glaucoma",
+        ),
         ("fundus", {}, {"glaucoma": "non-glaucoma"}, "SLO fundus image of a patient with the following conditions: non-glaucoma"),
         ("brain", {"sex": "male", "age_group": "old"}, {"tumour": "tumour"}, "Brain MR slice of a male old patient with tumour"),
         ("brain", {"sex": "male", "age_group": "old"}, {"tumour": "none"}, "Brain MR slice of a male old patient without tumour"),

@@ -54,7 +54,8 @@ def test_other_formats_give_the_same_cohort(tmp_path, kind) -> None:
 def test_null_and_number_cells(tmp_path) -> None:
     raw = write_table(tmp_path / "raw", [{"image": f"{i}.png"} for i in range(3)])
     (raw / "labels.csv").unlink()
-    pd.DataFrame({"image": ["0.png", "1.png", "2.png"], "sex": ["f", None, "m"], "stage": [1.0, np.nan, -1.0]}).to_parquet(raw / "t.parquet")
+    table = pd.DataFrame({"image": ["0.png", "1.png", "2.png"], "sex": ["f", None, "m"], "stage": [1.0, np.nan, -1.0]})
+    table.to_parquet(raw / "t.parquet")
     cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"], conditions=["stage"]))
     assert list(cohort.table["sex"]) == ["f", "unknown", "m"]
     assert list(cohort.table["stage"]) == ["1.0", "unknown", "unknown"]

@@ -71,7 +71,6 @@ class NihCxr(Source):
         )
 
 
-
 def _findings(labels: str) -> dict[str, str]:
     """``effusion`` and ``finding`` from labels joined by ``|``; no label at all is unknown, not healthy."""
     if is_missing(labels):
