@@ -1,0 +1,72 @@
+"""Settings: command line over YAML over default, and one line for every mistake."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from evenhand.core.config import Settings
+from evenhand.core.errors import UserError
+
+
+class Trial(Settings):
+    cohort: str
+    steps: int = Field(default=10, ge=1)
+    learning_rate: float = 1e-3
+    sampling: Literal["natural", "balanced"] = "natural"
+    names: list[str] | None = None
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_command_line_over_yaml_over_default(tmp_path) -> None:
+    config = write(tmp_path, "cohort: a\nsteps: 20\nlearning-rate: 0.5\n")
+    settings = Trial.resolve(config, steps=30, sampling=None)
+    assert settings == Trial(cohort="a", steps=30, learning_rate=0.5, sampling="natural")
+
+
+def test_saved_settings_resolve_to_themselves(tmp_path) -> None:
+    settings = Trial(cohort="a", steps=7, names=["sex"])
+    settings.save(tmp_path / "saved.yaml")
+    assert Trial.resolve(tmp_path / "saved.yaml") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("cohort: a\nstep: 3\n", {}, "{file}: unknown setting 'step'; did you mean 'steps'? There is: {fields}"),
+        ("cohort: a\n", {"stepps": 3}, "--stepps: unknown setting 'stepps'; did you mean 'steps'? There is: {fields}"),
+        ("steps: 3\n", {}, "setting 'cohort' is missing; give --cohort or put it into --config"),
+        ("cohort: a\nsteps: many\n", {}, "{file}: Input should be a valid integer, unable to parse string as an integer (got 'many')"),
+        ("cohort: a\n", {"steps": 0}, "--steps: Input should be greater than or equal to 1 (got 0)"),
+        ("cohort: a\n", {"sampling": "even"}, "--sampling: Input should be 'natural' or 'balanced' (got 'even')"),
+        ("- a\n- b\n", {}, "{file}: a list or a single value; --config wants lines of the form 'key: value'"),
+        ("a", {}, "{file}: a list or a single value; --config wants lines of the form 'key: value'"),
+    ],
+)
+def test_mistakes(tmp_path, text, given, message) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        Trial.resolve(file, **given)
+    assert str(error.value) == message.format(file=file, fields="cohort, steps, learning_rate, sampling, names")
+
+
+def test_files_that_are_none(tmp_path) -> None:
+    with pytest.raises(UserError) as error:
+        Trial.resolve(tmp_path / "no.yaml")
+    assert str(error.value) == f"{tmp_path / 'no.yaml'}: no such file; --config wants a YAML file"
+    with pytest.raises(UserError, match=r"config.yaml: not valid YAML \(.*\); mend the file"):
+        Trial.resolve(write(tmp_path, "a: [1\n"))
+    with pytest.raises(UserError, match="setting 'cohort' is missing"):
+        Trial.resolve(write(tmp_path, ""))
+
+
+def test_yaml_makes_no_objects(tmp_path) -> None:
+    with pytest.raises(UserError, match="not valid YAML"):
+        Trial.resolve(write(tmp_path, f"cohort: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n"))
+    assert not (tmp_path / "made").exists()

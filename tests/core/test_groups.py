@@ -1,0 +1,135 @@
+"""Mixes: read, written, drawn, counted; groups known and unknown."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from evenhand.core.errors import UserError
+from evenhand.core.groups import Mix, intersection, known, observed_mix, parse_mix
+
+SCHEMA = {"sex": ["male", "female"], "age_group": ["young", "old"], "tumour": ["none", "tumour"]}
+INDEPENDENT = "sex=male:0.8,female:0.2;age_group=young:0.5,old:0.5"
+JOINT = "sex*tumour=male/tumour:0.3,male/none:0.5,female/tumour:0.2"
+
+
+def test_one_attribute() -> None:
+    mix = parse_mix(" sex = male : 0.25 , female : 0.75 ", SCHEMA)
+    assert mix.names == ("sex",) and mix.joint() == {("male",): 0.25, ("female",): 0.75}
+
+
+def test_independent_factors_multiply() -> None:
+    mix = parse_mix(INDEPENDENT, SCHEMA)
+    expected = {("male", "young"): 0.4, ("male", "old"): 0.4, ("female", "young"): 0.1, ("female", "old"): 0.1}
+    assert mix.joint() == pytest.approx(expected)
+    assert mix.marginal("sex") == {"male": 0.8, "female": 0.2}
+
+
+def test_joint_factor() -> None:
+    mix = parse_mix(JOINT, SCHEMA)
+    assert mix.joint() == {("male", "tumour"): 0.3, ("male", "none"): 0.5, ("female", "tumour"): 0.2}
+    assert mix.marginal("sex") == pytest.approx({"male": 0.8, "female": 0.2})
+    assert mix.marginal("tumour") == pytest.approx({"tumour": 0.5, "none": 0.5})
+    with pytest.raises(UserError) as error:
+        mix.marginal("sx")
+    assert str(error.value) == "the mix says nothing of 'sx'; did you mean 'sex'? There is: sex, tumour"
+
+
+@pytest.mark.parametrize("text", [INDEPENDENT, JOINT, "sex=male:1", "grade=2:0.5,3:0.5", "ratio=a:b:0.5,c:0.5"])
+def test_text_and_back(text) -> None:
+    mix = parse_mix(text)
+    assert parse_mix(str(mix)).joint() == pytest.approx(mix.joint()) and str(parse_mix(str(mix))) == str(mix)
+
+
+def test_shares_that_nearly_sum_to_one_are_scaled() -> None:
+    assert sum(parse_mix("a=x:0.333,y:0.333,z:0.333").joint().values()) == pytest.approx(1, abs=1e-12)
+
+
+FORM = "write for example 'sex=male:0.5,female:0.5'"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", f"mix '': nothing is stated; {FORM}"),
+        ("male:0.5", f"mix 'male:0.5': no attribute before '='; {FORM}"),
+        ("=male:1", f"mix '=male:1': no attribute before '='; {FORM}"),
+        ("sex=male:1;sex=male:1", f"mix 'sex=male:1;sex=male:1': 'sex' stands twice; {FORM}"),
+        ("sex=male", "mix 'sex=male': cannot read 'male'; each item is sex:share, such as 'sex:0.5'"),
+        (
+            "sex*tumour=male:1",
+            "mix 'sex*tumour=male:1': cannot read 'male:1'; each item is sex/tumour:share, such as 'sex/tumour:0.5'",
+        ),
+        ("sex=male:0.5,male:0.5", "mix 'sex=male:0.5,male:0.5': 'male' stands twice; name each group once"),
+        ("sex=male:0.5,female:0.6", "mix 'sex=male:0.5,female:0.6': shares sum to 1.1, not 1; change them so that they do"),
+        ("sex=male:x", "mix 'sex=male:x': share 'x' is not a number between 0 and 1"),
+        ("sex=male:-0.5,female:1.5", "mix 'sex=male:-0.5,female:1.5': share '-0.5' is not a number between 0 and 1"),
+        ("sex=male:nan,female:1", "mix 'sex=male:nan,female:1': share 'nan' is not a number between 0 and 1"),
+        ("sxe=male:1", "mix: unknown attribute 'sxe'; did you mean 'sex'? There is: sex, age_group, tumour"),
+        ("sex=mael:1", "mix: sex has no group 'mael'; did you mean 'male' or 'female'? There is: male, female"),
+    ],
+)
+def test_mistakes(text, message) -> None:
+    with pytest.raises(UserError) as error:
+        parse_mix(text, SCHEMA)
+    assert str(error.value) == message
+
+
+def test_counts_add_up_and_are_the_nearest() -> None:
+    assert parse_mix("g=a:0.5,b:0.3,c:0.2").counts(10) == {("a",): 5, ("b",): 3, ("c",): 2}
+    thirds = Mix(parse_mix("g=a:0.334,b:0.333,c:0.333").factors).counts(10)
+    assert thirds == {("a",): 4, ("b",): 3, ("c",): 3}
+    for n in (0, 1, 7, 1001):
+        counts = parse_mix(INDEPENDENT).counts(n)
+        assert sum(counts.values()) == n
+        assert all(
+            abs(count - n * share) < 1 for count, share in zip(counts.values(), parse_mix(INDEPENDENT).joint().values(), strict=True)
+        )
+
+
+def test_an_absent_group_gets_nothing() -> None:
+    mix = parse_mix("sex=male:1,female:0", SCHEMA)
+    assert mix.counts(5) == {("male",): 5, ("female",): 0}
+    assert set(mix.sample(50, np.random.default_rng(0))["sex"]) == {"male"}
+
+
+def test_samples_follow_the_mix() -> None:
+    mix = parse_mix(JOINT, SCHEMA)
+    drawn = mix.sample(4000, np.random.default_rng(7))
+    found = drawn.value_counts()
+    observed = [found[values] for values in mix.joint()]
+    assert stats.chisquare(observed, [4000 * share for share in mix.joint().values()]).pvalue > 1e-4
+    pd.testing.assert_frame_equal(drawn, mix.sample(4000, np.random.default_rng(7)))
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "sex": ["male", "male", "female", "unknown", None, "male"],
+            "age_group": ["old", "young", "old", "old", "old", "unspecified"],
+        }
+    )
+
+
+def test_known_and_intersection(table) -> None:
+    assert known(table, ["sex"]).tolist() == [True, True, True, False, False, True]
+    assert known(table, ["sex", "age_group"]).tolist() == [True, True, True, False, False, False]
+    assert intersection(table, ["sex", "age_group"]).tolist() == [
+        "male x old",
+        "male x young",
+        "female x old",
+        "unknown",
+        "unknown",
+        "unknown",
+    ]
+    assert intersection(table, ["age_group"]).tolist() == ["old", "young", "old", "old", "old", "unknown"]
+
+
+def test_observed_mix(table) -> None:
+    assert observed_mix(table, ["sex"]).joint() == pytest.approx({("male",): 0.75, ("female",): 0.25})
+    joint = observed_mix(table, ["sex", "age_group"]).joint()
+    assert joint == pytest.approx({("male", "old"): 1 / 3, ("male", "young"): 1 / 3, ("female", "old"): 1 / 3})
+    with pytest.raises(UserError) as error:
+        observed_mix(table.iloc[3:5], ["sex"])
+    assert str(error.value) == "no row has a known value of sex; give a mix in words instead"
