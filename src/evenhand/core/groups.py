@@ -156,7 +156,7 @@ def observed_mix(table: pd.DataFrame, names: Sequence[str]) -> Mix:
     if rows.empty:
         raise UserError(f"no row has a known value of {', '.join(names)}; give a mix in words instead")
     counts = rows.value_counts(sort=False)
-    shares = {tuple(map(str, values)): count / len(rows) for values, count in counts.items()}  # type: ignore[arg-type]
+    shares = {tuple(map(str, values)): count / len(rows) for values, count in zip(counts.index.tolist(), counts, strict=True)}
     return Mix((Factor(tuple(names), shares),))
 
 
