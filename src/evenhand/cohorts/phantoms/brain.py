@@ -117,7 +117,7 @@ def measures(images: np.ndarray) -> dict[str, np.ndarray]:
     images = reduce_to_32(images)
     size = images.shape[1]
     smooth = binomial_blur(images)
-    bright = np.quantile(smooth.reshape(len(images), -1), 0.80, axis=1)[:, None, None] if len(images) else np.zeros((0, 1, 1))
+    bright = np.quantile(smooth.reshape(len(images), -1), 0.80, axis=1)[:, None, None]
     head = fill(smooth > 0.42 * bright)
     head_radius = np.sqrt(head.sum(axis=(1, 2)) * 4 / size**2 / np.pi)
     *_, rho = moments_ellipse(head)
@@ -149,7 +149,7 @@ def _white_level(images: np.ndarray, rho: np.ndarray) -> np.ndarray:
     zone = np.where((rho > 0.15) & (rho < 0.62), images, np.nan).reshape(len(images), -1)
     ordered = np.sort(zone, axis=1)  # NaN last
     count = (~np.isnan(zone)).sum(axis=1)
-    place = np.clip((0.55 * count).astype(int), 0, max(zone.shape[1] - 1, 0))
+    place = np.clip((0.55 * count).astype(int), 0, zone.shape[1] - 1)
     return np.nan_to_num(ordered[np.arange(len(images)), place])
 
 

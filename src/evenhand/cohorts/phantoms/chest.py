@@ -1,7 +1,7 @@
 """Frontal chest radiograph: lungs, mediastinum with heart, diaphragm, ribs and clavicles, perhaps a pleural effusion.
 
-Group and condition to appearance: sex is lung width and breast shadows, race is bone density (literature: denser in Black patients),
-an effusion fills one costophrenic angle with a meniscus. Nuisance: pose, inspiration, heart size, tissue texture, contrast, noise.
+Group and condition to appearance: sex is lung width and breast shadows, race is bone density, an effusion fills one costophrenic
+angle with a meniscus. Nuisance: pose, inspiration, heart size, tissue texture, contrast, noise.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _bones(x: np.ndarray, y: np.ndarray, lungs: np.ndarray, torso: np.ndarray) -
     side = np.abs(x)
     ribs = np.clip(np.cos(2 * np.pi * (y - 0.55 * (side - 0.25) + 0.08) / 0.27), 0, 1) ** 1.2
     cage = soft_step(0.82 - side, 0.05) * soft_step(y + 0.60, 0.08) * soft_step(0.40 - y, 0.08) * soft_step(side - 0.16, 0.05)
-    clavicle = np.exp(-0.5 * ((y + 0.62 + 0.18 * (side - 0.35)) / 0.045) ** 2) * soft_step(side - 0.1, 0.05) * soft_step(0.8 - side, 0.05)
+    clavicle = np.exp(-0.5 * ((y + 0.62 + 0.18 * (side - 0.35)) / 0.045) ** 2)
+    clavicle = clavicle * soft_step(side - 0.1, 0.05) * soft_step(0.8 - side, 0.05)
     spine = (0.5 + 0.5 * np.cos(2 * np.pi * y / 0.25)) * soft_step(0.08 - side, 0.05)
     return np.clip(ribs * cage * (0.2 + 0.8 * lungs) + clavicle + 0.35 * spine, 0, 1) * torso
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,12 +81,14 @@ def write_phantoms(
         for block in drawn:
             splits = assign_splits(block.table["subject_id"], seed)
             for pixels, row, split in zip(block.images, block.table.to_dict("records"), splits, strict=True):
-                _add(writer, kind, pixels, {str(key): str(value) for key, value in row.items()}, split, state)
+                _add(writer, kind, pixels, row, split, state)
             bar.advance(len(block.table))
     return Cohort.load(out)
 
 
-def _add(writer: CohortWriter, kind: Modality, pixels: np.ndarray, row: dict[str, str], split: str, state: list[str] | None) -> None:
+def _add(
+    writer: CohortWriter, kind: Modality, pixels: np.ndarray, row: Mapping[Hashable, str], split: str, state: list[str] | None
+) -> None:
     groups = {name: row[name] for name in kind.attributes}
     findings = {name: row[name] for name in kind.conditions}
     prompt = write_prompt(kind.name, groups, findings, state)

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from evenhand.cohorts.phantoms.drawing import binomial_blur, grid, mean_in, moments_ellipse, overlap, reduce_to_32, smooth_field, soft_step
+from evenhand.cohorts.phantoms.drawing import (
+    binomial_blur,
+    grid,
+    mean_in,
+    moments_ellipse,
+    overlap,
+    reduce_to_32,
+    smooth_field,
+    soft_step,
+)
 from evenhand.cohorts.phantoms.phantom import Labels, Modality, Nuisance, choose, per_group
 
 SKIN = {"light": (0.87, 0.69, 0.60), "dark": (0.47, 0.31, 0.23)}
@@ -44,7 +53,7 @@ def _colour(tone: np.ndarray, colours: Mapping[str, tuple[float, float, float]])
 
 
 def _lesion(x: np.ndarray, y: np.ndarray, labels: Labels, nuisance: Nuisance, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage 0..1 and depth of pigment. The border is an ellipse times lobes; benign ones fade out, malignant ones end abruptly."""
+    """Coverage 0..1 and depth of pigment. The border is an ellipse times lobes; benign ones fade out, malignant ones end sharply."""
     cx, cy, turn = nuisance.image(0, 0.03), nuisance.image(0, 0.03), nuisance.image(0, 1.2)
     dx, dy = x - cx, y - cy
     theta = np.arctan2(dy, dx) - turn
@@ -105,7 +114,7 @@ def measures(images: np.ndarray) -> dict[str, np.ndarray]:
     smooth = binomial_blur(gray)
     rim = np.broadcast_to(np.maximum(np.abs(x), np.abs(y)) > 0.86, gray.shape)
     skin = mean_in(gray, rim)[:, None, None]
-    dark = np.quantile(smooth.reshape(len(gray), -1), 0.04, axis=1)[:, None, None] if len(gray) else skin
+    dark = np.quantile(smooth.reshape(len(gray), -1), 0.04, axis=1)[:, None, None]
     lesion = (smooth < 0.5 * (skin + dark)) & (np.hypot(x, y) < 0.95)
     cx, cy, _, rho = moments_ellipse(lesion)
     near = lesion

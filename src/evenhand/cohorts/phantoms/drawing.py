@@ -25,6 +25,7 @@ def soft_step(distance: Array, width: Array | float) -> Array:
 def local_frame(x: Array, y: Array, cx: Array | float, cy: Array | float, a: Array | float, b: Array | float,
                 angle: Array | float = 0.0) -> tuple[Array, Array]:  # fmt: skip
     """Coordinates along the axes of an ellipse, in units of its semi-axes: the rim is at radius 1."""
+    angle = np.asarray(angle, dtype=np.float32)  # the cosine of a Python float would turn the image to float64
     cos, sin = np.cos(angle), np.sin(angle)
     return ((x - cx) * cos + (y - cy) * sin) / a, ((y - cy) * cos - (x - cx) * sin) / b
 
@@ -33,7 +34,7 @@ def ellipse(x: Array, y: Array, cx: Array | float, cy: Array | float, a: Array |
             angle: Array | float = 0.0, edge: Array | float = 0.05) -> Array:  # fmt: skip
     """A filled ellipse with a soft edge ``edge`` wide, in the units of ``x``."""
     u, v = local_frame(x, y, cx, cy, a, b, angle)
-    return soft_step(1 - np.hypot(u, v), edge / np.sqrt(a * b))
+    return soft_step(1 - np.hypot(u, v), edge / (a * b) ** 0.5)
 
 
 def blend(image: Array, value: Array | float, mask: Array) -> Array:

@@ -1,8 +1,9 @@
 """Fundus photograph centred on the optic disc: disc with cup, four vascular arcades, the edge of the macula.
 
-Group and condition to appearance: race is disc size and pigment of the background, ethnicity is the vessels' tortuosity, and sex has
-no appearance at all (it exists to test that nobody claims to read it). The cup-disc ratio is the cup's radius by the disc's; the mark
-of glaucoma is a wedge of lost nerve fibres below the macula. Nuisance: pose, disc shape, hue, vessel phase, illumination, noise.
+Group and condition to appearance: race is disc size and pigment of the background, ethnicity is the vessels' tortuosity, and sex
+has no appearance at all (it exists to test that nobody claims to read it). The cup-disc ratio is the cup's radius by the disc's;
+the mark of glaucoma is a wedge of lost nerve fibres below the macula. Nuisance: pose, disc shape, hue, vessel phase, illumination,
+noise.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _RIM, _CUP = np.array([0.94, 0.80, 0.40], dtype=np.float32), np.array([0.97, 0.8
 # Arcades: angle at the disc and at radius 1 (degrees, y downwards, the macula to the right), relative width.
 _ARCADES = ((-88, -48, 1.0), (88, 48, 1.0), (-98, -138, 0.9), (98, 138, 0.9))
 _TWIGS = ((170, 160, 0.45), (-165, -172, 0.4))
-_WEDGE_ANGLE, _WEDGE_HALF = np.radians(20.0), np.radians(11.0)
+_WEDGE_ANGLE, _WEDGE_HALF = float(np.radians(20)), float(np.radians(11))
 
 TORTUOSITY_SPLIT, WEDGE_SPLIT = 0.036, 0.15
 CUP_SPLITS = (0.25, 0.50)
@@ -95,7 +96,7 @@ def _vessels(
 def _course(number: int, r: np.ndarray) -> np.ndarray:
     """Angle of a vessel's course at distance ``r`` from the disc's centre."""
     start, end, _ = (*_ARCADES, *_TWIGS)[number]
-    return np.radians(start) + np.radians(end - start) * np.clip(r - 0.25, 0, 1.2) / 0.75
+    return float(np.radians(start)) + float(np.radians(end - start)) * np.clip(r - 0.25, 0, 1.2) / 0.75
 
 
 def _wrap(angle: np.ndarray) -> np.ndarray:

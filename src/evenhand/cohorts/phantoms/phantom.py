@@ -200,10 +200,12 @@ class Modality:
         shape = images.shape
         if images.ndim not in (3, 4) or shape[1] != shape[2] or shape[1] < MIN_SIZE or shape[3:] not in ((), (3,)):
             raise ValueError(f"images have shape {shape}; the oracle reads (n, S, S) or (n, S, S, 3) with S at least {MIN_SIZE}")
+        if not len(images):
+            return self.oracle(np.zeros((1, *shape[1:]))).iloc[:0]
         parts = []
-        for start in range(0, max(len(images), 1), _ORACLE_CHUNK):
+        for start in range(0, len(images), _ORACLE_CHUNK):
             chunk = images[start : start + _ORACLE_CHUNK].astype(np.float32)
-            finite = np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1) if len(chunk) else np.ones(0, dtype=bool)
+            finite = np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
             readings = dict(self.measure(self._in_mode(np.clip(np.nan_to_num(chunk), 0, 1))))
             parts.append(pd.DataFrame({**readings, "valid": readings["valid"] & finite}))
         return pd.concat(parts, ignore_index=True)[[*self.oracle_columns, "valid"]]
