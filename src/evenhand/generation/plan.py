@@ -31,7 +31,7 @@ def plan_like(cohort: Cohort, n: int, *, prompt_attributes: Sequence[str] | None
     Attributes that the prompts do not state are ``unspecified``: nothing was asked.
     """
     schema = cohort.schema
-    stated = check_state(prompt_attributes, schema.attributes)
+    stated = _stated(prompt_attributes, schema.attributes)
     names = [*stated, *schema.conditions]
     if not names:
         strata = pd.DataFrame({"n": [n]})
@@ -62,8 +62,13 @@ def plan_from_file(path: Path, *, prompt_attributes: Sequence[str] | None, like:
     strata["n"] = [_count(path, row, value) for row, value in enumerate(strata["n"], start=2)]
     for column in strata.columns.difference(["n", "prompt"]):
         _check_values(path, strata, column, {**attributes, **conditions})
-    stated = check_state(prompt_attributes, attributes)
+    stated = _stated(prompt_attributes, attributes)
     return _expanded(strata, like.schema.modality if like else "mixed", attributes, conditions, stated, seed)
+
+
+def _stated(prompt_attributes: Sequence[str] | None, attributes: Mapping[str, list[str]]) -> list[str]:
+    chosen = check_state(prompt_attributes, attributes)
+    return list(attributes) if chosen is None else chosen
 
 
 def _count(path: Path, row: int, value: str) -> int:

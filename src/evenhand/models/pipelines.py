@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from evenhand.core.artifacts import new_folder, read_json, sha256_folder
 from evenhand.core.errors import UserError, did_you_mean
@@ -114,6 +116,8 @@ def quiet_libraries() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub)(\.|$)")
@@ -121,3 +125,5 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        for library in (diffusers_logging, transformers_logging):
+            library.enable_progress_bar()

@@ -36,7 +36,8 @@ from evenhand.models.tensors import to_tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _LATENT_SIDE = 16
-_KL_WEIGHT = 1e-5  # enough to keep the latent range bounded, too little to blur
+_AUTOENCODER_BATCH = 16  # small batches: many cheap steps fit better than few dear ones
+_KL_WEIGHT = 1e-7  # of a sum over the latent: enough to bound its range, too little to blur
 
 
 class TinySettings(Settings):
@@ -45,10 +46,10 @@ class TinySettings(Settings):
     cohort: Path
     out: Path
     seed: int = 0
-    clip_steps: int = Field(250, ge=0)
-    autoencoder_steps: int = Field(500, ge=0)
+    clip_steps: int = Field(150, ge=0)
+    autoencoder_steps: int = Field(300, ge=0)
     batch_size: int = Field(32, ge=2)
-    width: int = Field(64, ge=16, multiple_of=16, description="channels of the denoiser's widest level, halved")
+    width: int = Field(32, ge=16, multiple_of=16, description="channels of the denoiser's first level; the others have twice as many")
     latent_channels: int | None = Field(None, ge=1, description="default: 4 up to 32 px, 8 gray and 12 colour above")
 
 
@@ -97,7 +98,11 @@ def _assemble(tokenizer: CLIPTokenizer, clip: CLIPModel, vae: AutoencoderKL, sid
             norm_num_groups=8,
         )
     scheduler = DPMSolverMultistepScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", algorithm_type="dpmsolver++", timestep_spacing="trailing"
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        algorithm_type="dpmsolver++",
+        timestep_spacing="trailing",
+        steps_offset=1,
     )
     extractor = CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return StableDiffusionPipeline(
@@ -215,17 +220,17 @@ def _fit_autoencoder(train: Cohort, settings: TinySettings) -> AutoencoderKL:
             latent_channels=latent,
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=tuple(min(64, (32 if levels == 2 else 16) * 2**level) for level in range(levels)),
+            block_out_channels=tuple(min(64, 16 * 2**level) for level in range(levels)),
             norm_num_groups=8,
             sample_size=side,
             mid_block_add_attention=False,
-        )
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(settings.autoencoder_steps, 1))
+        ).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=4e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=max(settings.autoencoder_steps, 1))
     with track("autoencoder", settings.autoencoder_steps) as bar:
         for step in range(settings.autoencoder_steps):
-            rows = generator(settings.seed, "autoencoder", step).integers(len(train), size=settings.batch_size)
-            pixels = to_tensor(train.pixels(rows), channels) * 2 - 1
+            rows = generator(settings.seed, "autoencoder", step).integers(len(train), size=_AUTOENCODER_BATCH)
+            pixels = (to_tensor(train.pixels(rows), channels) * 2 - 1).contiguous(memory_format=torch.channels_last)
             posterior = vae.encode(pixels).latent_dist
             latents = posterior.sample(torch_generator(settings.seed, "autoencoder-posterior", step))
             error = F.mse_loss(vae.decode(latents).sample, pixels)
@@ -244,3 +249,6 @@ def _fit_autoencoder(train: Cohort, settings: TinySettings) -> AutoencoderKL:
 def _latent_scale(vae: AutoencoderKL, train: Cohort, channels: int) -> float:
     means = vae.encode(to_tensor(train.pixels(np.arange(min(len(train), 128))), channels) * 2 - 1).latent_dist.mean
     return float(1 / means.std().clamp_min(1e-6))
+
+
+TINY_FAMILIES = {"tiny-latent": init_tiny_latent}

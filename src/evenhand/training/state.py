@@ -64,7 +64,7 @@ class TrainingState:
         cohort = Cohort.load(settings.cohort)
         groups = _attributes(settings, cohort)
         pipeline, parameters = trainable_pipeline(settings)
-        unet = pipeline.unet.train()
+        unet = pipeline.unet.train().to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         fused = accelerator.device.type in ("cuda", "cpu")

@@ -1,0 +1,324 @@
+"""The command line: a function a command, no logic. Exit 0, 1 for a user's error in one line, 2 for wrong usage."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from evenhand.core.artifacts import is_disk_full
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.progress import console
+
+# Help texts must not wait for torch: each command imports what it runs.
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
+cohort_app = typer.Typer(no_args_is_help=True, help="Make, check and join cohorts: folders of images with one table.")
+model_app = typer.Typer(no_args_is_help=True, help="Make a small model that needs no download.")
+classifier_app = typer.Typer(no_args_is_help=True, help="Train classifiers that guide or judge.")
+app.add_typer(cohort_app, name="cohort")
+app.add_typer(model_app, name="model")
+app.add_typer(classifier_app, name="classifier")
+
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; options given here come first.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Every random draw is keyed on it. [default: 0]")]
+Names = Annotated[str | None, typer.Option("--prompt-attributes", help="Attributes that prompts state, by commas; 'none' states none.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False) -> None:
+    """Train, align and audit text-to-medical-image diffusion models so that every patient subgroup is served."""
+    if debug:
+        os.environ["EVENHAND_DEBUG"] = "1"
+
+
+def _names(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _columns(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _counts(title: str, cohort: Any) -> None:
+    """Print a cohort's counts by group."""
+    table = Table(title=title, title_justify="left")
+    for name in ("column", "group", "images", "subjects"):
+        table.add_column(name, justify="left" if name in ("column", "group") else "right")
+    for column, groups in cohort.schema.columns.items():
+        values = cohort.table[column].fillna("unknown")
+        for group in [*groups, *sorted(set(values) - set(groups))]:
+            rows = cohort.table[values == group]
+            table.add_row(column, group, str(len(rows)), str(rows["subject_id"].nunique()))
+    console.print(table)
+
+
+@app.command()
+def quickstart(
+    modality: Annotated[str, typer.Option(help="Phantom world: brain, chest, dermoscopy or fundus.")] = "brain",
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("quickstart"),
+    seed: int = 0,
+) -> None:
+    """The whole story on phantoms: cohort, model, generated cohort, audit, report. No download, no GPU."""
+    from evenhand.quickstart import run_quickstart
+
+    report = run_quickstart(modality, out, seed=seed)
+    print(f"report: {report.resolve()}")
+
+
+@cohort_app.command("import")
+def cohort_import(
+    source: Annotated[str, typer.Argument(help="ham10000, nih-cxr or table.")],
+    raw: Annotated[Path, typer.Argument(help="Folder of the raw data set (or the table file, for 'table').")],
+    out: Annotated[Path, typer.Argument(help="The cohort to write.")],
+    size: Annotated[int | None, typer.Option(help="Side in pixels. [default: the first image's shorter side, at most 512]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Import so many images at most.")] = None,
+    skip_bad: Annotated[int | None, typer.Option(help="So many bad rows or images are left out and counted. [default: 0]")] = None,
+    unknown: Annotated[Literal["keep", "drop"] | None, typer.Option(help="Rows with an unknown group. [default: keep]")] = None,
+    prompt_attributes: Names = None,
+    image_column: Annotated[str | None, typer.Option(help="table: column of image paths.")] = None,
+    subject_column: Annotated[str | None, typer.Option(help="table: column of subject ids.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="table: column of train, val, test.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="table: column of prompts.")] = None,
+    attributes: Annotated[str | None, typer.Option(help="table: attribute columns, by commas.")] = None,
+    conditions: Annotated[str | None, typer.Option(help="table: condition columns, by commas.")] = None,
+    modality: Annotated[str | None, typer.Option(help="table: what the images are.")] = None,
+    synthetic: Annotated[bool | None, typer.Option("--synthetic", help="table: images of a generator.")] = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Import a raw data set into a cohort."""
+    from evenhand.cohorts.sources.importing import ImportSettings, import_cohort
+
+    settings = ImportSettings.resolve(
+        config,
+        size=size,
+        limit=limit,
+        skip_bad=skip_bad,
+        unknown=unknown,
+        prompt_attributes=_names(prompt_attributes),
+        image_column=image_column,
+        subject_column=subject_column,
+        split_column=split_column,
+        prompt_column=prompt_column,
+        attributes=_columns(attributes),
+        conditions=_columns(conditions),
+        modality=modality,
+        synthetic=synthetic,
+        seed=seed,
+    )
+    _counts(f"{out}", import_cohort(source, raw, out, settings))
+
+
+@cohort_app.command("phantom")
+def cohort_phantom(
+    modality: Annotated[str, typer.Argument(help="brain, chest, dermoscopy or fundus.")],
+    out: Annotated[Path, typer.Argument(help="The cohort to write.")],
+    n: Annotated[int, typer.Option("--n", help="Number of images.")],
+    mix: Annotated[str | None, typer.Option(help="'sex=male:0.8,female:0.2'; see the README for joint mixes.")] = None,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 32,
+    harder: Annotated[str | None, typer.Option(help="'sex=female:2': twice the nuisance variance for a group.")] = None,
+    prompt_attributes: Names = None,
+    seed: int = 0,
+) -> None:
+    """Synthetic anatomy with known truth: every claim can be checked exactly."""
+    from evenhand.cohorts.phantoms.cohort import write_phantoms
+
+    cohort = write_phantoms(modality, out, n=n, mix=mix, size=size, seed=seed, harder=harder, prompt_attributes=_names(prompt_attributes))
+    _counts(f"{out}", cohort)
+
+
+@cohort_app.command("check")
+def cohort_check(path: Annotated[Path, typer.Argument(help="A cohort.")]) -> None:
+    """List every fault with its row, and the counts by group."""
+    from evenhand.cohorts.checking import check_cohort
+    from evenhand.cohorts.cohort import Cohort
+
+    report = check_cohort(path)
+    if report.faults:
+        for fault in report.faults:
+            print(fault)
+        raise UserError(f"{path}: {len(report.faults)} faults; import the data again, or mend the rows named above")
+    _counts(f"{path}: no faults", Cohort.load(path))
+
+
+@cohort_app.command("merge")
+def cohort_merge(a: Path, b: Path, out: Path) -> None:
+    """Join two cohorts into one."""
+    from evenhand.cohorts.merging import merge_cohorts
+
+    _counts(f"{out}", merge_cohorts(a, b, out))
+
+
+@model_app.command("init")
+def model_init(
+    family: Annotated[str, typer.Argument(help="tiny-latent.")],
+    out: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    cohort: Annotated[Path, typer.Option(help="The cohort it is fitted on.")],
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Fit tokenizer, CLIP and autoencoder on a cohort: a complete Stable Diffusion pipeline at small size, still untrained."""
+    from evenhand.models.tiny import TINY_FAMILIES, TinySettings
+
+    if family not in TINY_FAMILIES:
+        raise UserError(f"model init: unknown family {family!r}; {did_you_mean(family, TINY_FAMILIES)}")
+    print(TINY_FAMILIES[family](TinySettings.resolve(config, cohort=cohort, out=out, seed=seed)))
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="Diffusers folder, run folder, or hub id.")],
+    cohort: Annotated[Path, typer.Option(help="The cohort; its training split is used.")],
+    out: Annotated[Path, typer.Option(help="The run folder.")],
+    method: Annotated[str | None, typer.Option(help="How samples are weighted. [default: uniform]")] = None,
+    sampling: Annotated[Literal["natural", "balanced"] | None, typer.Option(help="[default: natural]")] = None,
+    tau: Annotated[float | None, typer.Option(help="Balanced sampling: odds (1/share)^tau. [default: 1]")] = None,
+    attributes: Annotated[str | None, typer.Option(help="Attributes whose joint groups count, by commas. [default: all]")] = None,
+    steps: Annotated[int | None, typer.Option(help="[default: 1000]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, over all processes. [default: 32]")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Pieces a batch is computed in. [default: 1]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: 1e-4]")] = None,
+    schedule: Annotated[Literal["constant", "cosine"] | None, typer.Option(help="[default: constant]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of the weight average. [default: 0.9999]")] = None,
+    min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weighting.")] = None,
+    lora: Annotated[int | None, typer.Option(help="Train a LoRA of this rank instead of every weight.")] = None,
+    gradient_checkpointing: Annotated[bool | None, typer.Option("--gradient-checkpointing", help="Less memory, more time.")] = None,
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16"] | None, typer.Option(help="[default: auto]")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="[default: 200]")] = None,
+    resume: Annotated[bool | None, typer.Option("--resume", help="Go on where the run stopped.")] = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Fine-tune a text-to-image model on a cohort. For many devices: accelerate launch -m evenhand train ..."""
+    given = {key: value for key, value in locals().items() if key != "config"}
+    given["attributes"] = _columns(attributes)
+    from evenhand.training.loop import train as run
+    from evenhand.training.settings import TrainSettings
+
+    result = run(TrainSettings.resolve(config, **given))
+    if result.interrupted:
+        print(f"interrupted at step {result.steps} and saved; go on with --resume", file=sys.stderr)
+        raise typer.Exit(143)
+    print(f"{result.model}")
+
+
+@classifier_app.command("train")
+def classifier_train(
+    cohort: Annotated[Path, typer.Option(help="The cohort.")],
+    target: Annotated[str, typer.Option(help="Attribute or condition to tell apart.")],
+    out: Annotated[Path, typer.Option(help="The classifier folder to write.")],
+    arch: Annotated[str | None, typer.Option(help="resnet, vit or efficientnet. [default: resnet]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="[default: 8]")] = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Train an image classifier, calibrate it on held-out subjects and print its held-out figures."""
+    from evenhand.models.classifiers import ClassifierSettings, train_classifier
+
+    settings = ClassifierSettings.resolve(config, cohort=cohort, target=target, out=out, arch=arch, epochs=epochs, seed=seed)
+    classifier = train_classifier(settings)
+    auc = "undefined" if classifier.auc is None else f"{classifier.auc:.3f}"
+    print(f"{out}: AUC {auc} on {classifier.facts['n']['test']} held-out images")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="Diffusers folder, run folder, or hub id.")],
+    out: Annotated[Path, typer.Option(help="The synthetic cohort to write.")],
+    like: Annotated[Path | None, typer.Option(help="Same joint mix and prompt templates as this cohort.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="CSV: n, and prompt or columns of the cohort given with --like.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Number of images, with --like.")] = None,
+    prompt_attributes: Names = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="[default: 3]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps. [default: 25]")] = None,
+    sampler: Annotated[Literal["dpm++", "model"] | None, typer.Option(help="[default: dpm++]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="[default: 50]")] = None,
+    resume: Annotated[bool | None, typer.Option("--resume", help="Draw only what is missing.")] = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Draw a synthetic cohort: a seed an image, provenance in cohort.json."""
+    given = {key: value for key, value in locals().items() if key != "config"}
+    given["prompt_attributes"] = _names(prompt_attributes)
+    from evenhand.generation.generate import GenerateSettings
+    from evenhand.generation.generate import generate as run
+
+    _counts(f"{out}", run(GenerateSettings.resolve(config, **given)))
+
+
+@app.command()
+def audit(
+    real: Annotated[Path, typer.Option(help="Cohort of real images.")],
+    synthetic: Annotated[Path, typer.Option(help="Cohort of generated images.")],
+    out: Annotated[Path, typer.Option(help="audit.json to write; audit.parquet is written beside it.")],
+    judge: Annotated[
+        list[Path] | None, typer.Option(help="Classifier folder; several allowed. [default: trained on the real cohort]")
+    ] = None,
+    encoder: Annotated[list[Path] | None, typer.Option(help="Vision model folder; several allowed. [default: the judges]")] = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Compare two cohorts by subgroup: presence, quality, semantics."""
+    from evenhand.audit.run import AuditSettings, audit_cohorts
+
+    settings = AuditSettings.resolve(
+        config, real=real, synthetic=synthetic, out=out, judge=judge or None, encoder=encoder or None, seed=seed
+    )
+    audit_cohorts(settings)
+    print(f"{out}")
+
+
+@app.command()
+def report(
+    audits: Annotated[list[Path], typer.Argument(help="audit.json.")],
+    out: Annotated[Path, typer.Option(help="The report to write.")],
+) -> None:
+    """Turn an audit into one self-contained HTML page."""
+    from evenhand.report.html import write_report
+
+    write_report(audits, out)
+    print(f"{out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, free disk, and known traps of this machine."""
+    from evenhand.doctor import examine, render
+
+    findings = examine()
+    console.print(render(findings))
+    if any(finding.level == "fault" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: a user's error is one line and exit code 1; a traceback only with --debug."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), error)
+    except OSError as error:
+        if is_disk_full(error):
+            _fail(
+                f"no space left on the disk ({error.filename or 'while writing'}); free some, then run again (with --resume where there is one)",
+                error,
+            )
+        raise
+
+
+def _fail(message: str, error: BaseException) -> None:
+    if os.environ.get("EVENHAND_DEBUG"):
+        raise error
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
