@@ -28,7 +28,7 @@ from evenhand.core.randomness import generator
 Metric = Callable[[np.ndarray, np.ndarray], Any] | Literal["kid", "frechet"]
 MIN_N = 10
 _BLOCK_CELLS = 4_000_000  # kernel values held at once: 32 MB
-_FOLDS, _JACKKNIFED = 10, 5
+_FOLDS, _JACKKNIFED = 10, 3
 _NORMAL = ndtri((np.arange(400) + 0.5) / 400)  # a standard normal, as 400 equally likely values
 
 
@@ -311,9 +311,8 @@ def _at_size(
         return Estimate(whole.value, whole.low, whole.high, common)
     chosen = frechet_distance if metric == "frechet" else metric
     measure = lambda x, y: float(getattr(value := chosen(x, y), "value", value))  # noqa: E731
-    orders = [canonical_order(side, ids) for side, ids in zip(sides, codes, strict=True)]
-    sides = (sides[0][orders[0]], sides[1][orders[1]])
-    codes = (codes[0][orders[0]], codes[1][orders[1]])
+    (order_x, codes_x), (order_y, codes_y) = (canonical_order(side, ids) for side, ids in zip(sides, codes, strict=True))
+    sides, codes = (sides[0][order_x], sides[1][order_y]), (codes_x, codes_y)
     values, variances, fractions = [], [], []
     for repeat in range(repeats):
         rng = generator(key[0], "size_matched", key[1], repeat)

@@ -152,9 +152,8 @@ def percent(share: float) -> str:
 
 
 def points(gap: float) -> str:
-    """A difference of shares in percentage points."""
-    whole = f"{100 * gap:.0f}"
-    return f"{whole} point" if whole == "1" else f"{whole} points"
+    """A difference of shares in percentage points; below 10 with a decimal, so that it agrees with rounded shares."""
+    return f"{100 * gap:.0f} points" if gap >= 0.0995 else f"{100 * gap:.1f} points"
 
 
 def _value(row: GroupRow) -> float:

@@ -86,11 +86,26 @@ def two_sided_subjects(subjects: Any, n: int, m: int) -> tuple[np.ndarray, np.nd
     return subject_codes(ids[:n], n), subject_codes(ids[n:], m)
 
 
-def canonical_order(rows: np.ndarray, subjects: np.ndarray | None = None) -> np.ndarray:
-    """An order of rows (n, d) that depends on their content, so that seeded draws do not depend on the table's order."""
+def canonical_order(rows: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An order of rows (n, d) and new subject codes in that order, from content alone.
+
+    Seeded draws then do not depend on the table's order or on how subjects are called; subjects equal in content are exchangeable.
+    """
     content = np.ascontiguousarray(rows, dtype=np.float64) + 0.0  # -0.0 and 0.0 are one number
-    keys = np.array([hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in content])
-    return np.argsort(keys, kind="stable") if subjects is None else np.lexsort((keys, subjects))
+    keys = np.array([_digest(row.tobytes()) for row in content])
+    by_subject = np.lexsort((keys, codes))
+    ends = np.flatnonzero(np.diff(codes[by_subject], append=-1)) + 1
+    starts = np.r_[0, ends[:-1]]
+    names = np.array([_digest(keys[by_subject[start:end]].tobytes()) for start, end in zip(starts, ends, strict=True)])
+    place = np.empty(len(names), dtype=int)
+    place[np.argsort(names, kind="stable")] = np.arange(len(names))
+    codes_there = np.repeat(place, ends - starts)
+    again = np.argsort(codes_there, kind="stable")
+    return by_subject[again], codes_there[again]
+
+
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")
 
 
 def bootstrap_weights(codes: np.ndarray, n_boot: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
@@ -134,7 +149,8 @@ def share_interval(hits: np.ndarray, codes: np.ndarray) -> tuple[float, float, f
     if 0 < share < 1 and subjects > 1:
         excess = np.bincount(codes, weights=hits - share)
         clustered = subjects / (subjects - 1) * float((excess**2).sum()) / n**2
-        effective = min(share * (1 - share) / clustered, n) if clustered > 0 else n
+        alone = share * (1 - share) / (n - 1)  # the same variance were every image its own subject
+        effective = n * min(alone / clustered, 1.0) if clustered > 0 else float(n)
     z2 = Z95**2 / effective
     centre = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)

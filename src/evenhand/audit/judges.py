@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,8 @@ def gather_judges(real: Cohort, synthetic: Cohort, given: list[Path], folder: Pa
 
 def _trained(real: Cohort, target: str, folder: Path, arch: str, epochs: float, seed: int) -> Classifier:
     """The name holds what it was made from: another cohort, seed or length makes another folder, and nothing is overwritten."""
-    out = folder / f"{target}-{arch}-{epochs:g}-{seed}-{cohort_hash(real)[:12]}"
+    made_of = f"{arch} {epochs:g} {seed} {cohort_hash(real)}"
+    out = folder / f"{target}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
     state = PartialState()
     if state.is_main_process and not out.is_dir():
         facts = {"cohort": real.root, "target": target, "out": out, "arch": arch, "epochs": epochs, "seed": seed}

@@ -18,7 +18,7 @@ from evenhand.audit.intervals import FeatureError
 from evenhand.audit.judges import Judges, cohort_hash, gather_judges
 from evenhand.audit.readings import Reading, judged, per_image_table, read_column, stated, with_pairs
 from evenhand.audit.result import AuditResult, CohortFacts, EncoderFacts, PresenceTable, QualityTable, SemanticTable
-from evenhand.audit.tables import Resampling, Sides, condition_labels, presence_table, quality_table, semantic_table, tested_values
+from evenhand.audit.tables import Resampling, Sides, condition_labels, presence_table, quality_table, semantic_table, values_with_auc
 from evenhand.cohorts.cohort import Cohort, write_table
 from evenhand.core.artifacts import claim, provenance
 from evenhand.core.config import Settings
@@ -34,7 +34,7 @@ class AuditSettings(Settings):
     synthetic: Path
     out: Path
     judge: list[Path] | None = Field(None, description="classifier folders; default: trained on the real cohort's training split")
-    encoder: list[Path] | None = Field(None, description="vision model or classifier folders, the first is primary; default: a judge")
+    encoder: list[Path] | None = Field(None, description="vision model or classifier folders, the first is primary; default: judges")
     judge_arch: str = "resnet"
     judge_epochs: float = Field(8, gt=0)
     batch_size: int = Field(64, ge=1)
@@ -147,7 +147,7 @@ def _presence(real: Cohort, compared: _Compared, readings: dict[str, Reading]) -
 def _quality(compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> tuple[list[QualityTable], list[EncoderFacts]]:
     tables: list[QualityTable] = []
     facts = []
-    for place, path in enumerate(settings.encoder or [_default_encoder(compared)]):
+    for place, path in enumerate(settings.encoder or _default_encoders(compared)):
         encoder = Encoder.load(path)
         real, synthetic = (cohort_features(encoder, side, batch_size=settings.batch_size) for side in (compared.real, compared.synthetic))
         facts.append(
@@ -172,13 +172,14 @@ def _quality(compared: _Compared, readings: dict[str, Reading], settings: AuditS
     return tables, facts
 
 
-def _default_encoder(compared: _Compared) -> Path:
-    """A judge of a condition, else of an attribute: fitted on real images only, and to what a picture of this kind shows."""
-    judges = compared.judges.by_target
-    first = next((judges[name] for name in compared.real.schema.conditions if name in judges), None) or next(iter(judges.values()), None)
-    if first is None:
+def _default_encoders(compared: _Compared) -> list[Path]:
+    """A judge of a condition and one of an attribute, where there are both: fitted on real images, to what such a picture shows."""
+    judges, schema = compared.judges.by_target, compared.real.schema
+    kinds = ([name for name in names if name in judges][:1] for names in (schema.conditions, schema.attributes))
+    found = [judges[name].path for names in kinds for name in names]
+    if not found:
         raise UserError(f"{compared.real.root}: no judge could be trained to serve as encoder; give --encoder with a vision model folder")
-    return first.path
+    return found
 
 
 def _semantics(compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[SemanticTable]:
@@ -188,7 +189,7 @@ def _semantics(compared: _Compared, readings: dict[str, Reading], settings: Audi
         asked, true = stated(compared.synthetic, condition), stated(compared.real, condition)
         if judge is None or asked.isna().all():
             continue
-        for value in tested_values(judge.groups):
+        for value in values_with_auc(judge.groups):
             sides = [
                 (compared.scores[side][condition][:, judge.groups.index(value)], condition_labels(labels, value), compared.subjects(side))
                 for side, labels in (("real", true), ("synthetic", asked))

@@ -89,9 +89,7 @@ def _one_class(positive: np.ndarray, min_n: int) -> str:
 
 
 def _auc_estimate(score: np.ndarray, positive: np.ndarray, ids: np.ndarray, n_boot: int, key: tuple[int, str]) -> Estimate:
-    order = canonical_order(np.column_stack([score, positive]), ids if len(np.unique(ids)) < len(ids) else None)
-    codes = ids[order] if len(np.unique(ids)) < len(ids) else np.arange(len(ids))
-    codes = np.unique(codes, return_inverse=True)[1]
+    order, codes = canonical_order(np.column_stack([score, positive]), ids)
     by_score = np.argsort(score[order], kind="stable")
     score, positive, codes = score[order][by_score], positive[order][by_score], codes[by_score]
     starts = np.flatnonzero(np.r_[True, np.diff(score) > 0])  # where a new score begins: ties share a step

@@ -166,6 +166,6 @@ def condition_labels(values: pd.Series, value: str) -> np.ndarray:
     return np.where(values.isna(), -1, (values == value).astype(int))
 
 
-def tested_values(values: Sequence[str]) -> list[str]:
+def values_with_auc(values: Sequence[str]) -> list[str]:
     """Which values of a condition get an AUC: of two the second (the first's is the same number), of more each against the rest."""
     return list(values[1:]) if len(values) == 2 else list(values)

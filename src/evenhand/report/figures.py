@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart in every common kind of colour vision; shapes differ too.
 GENERATED, REAL, INK, RULE = "#0072B2", "#D55E00", "#1b1f24", "#d8dbe0"
-_WIDTH, _ROW, _LABEL = 6.0, 0.27, 34
+_WIDTH, _ROW, _LABEL, _HEADING = 4.8, 0.27, 26, 52
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -72,7 +72,7 @@ def _draw(
     height = _ROW * rows + 0.85
     with mpl.rc_context({**_STYLE, "svg.hashsalt": title}):
         picture = Figure(figsize=(_WIDTH, height))
-        axes = picture.add_axes((0.30, 0.5 / height, 0.67, _ROW * rows / height))
+        axes = picture.add_axes((0.34, 0.5 / height, 0.63, _ROW * rows / height))
         places, names, heads = [], [], []
         y = 0.0
         for panel in panels:
@@ -133,7 +133,7 @@ def _dress(
     axes.tick_params(axis="y", length=0, pad=6)
     axes.tick_params(axis="x", length=3, labelsize=8.5)
     for y, heading in heads:
-        axes.text(-0.44, y, _short(heading), transform=axes.get_yaxis_transform(), va="center", weight="bold", fontsize=9.5)
+        axes.text(-0.53, y, _short(heading, _HEADING), transform=axes.get_yaxis_transform(), va="center", weight="bold", fontsize=9.5)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="x", color=RULE, linewidth=0.7)
@@ -158,9 +158,9 @@ def _legend(picture: Figure, axes: Axes, found: str, reference: str, bars: bool)
     picture.legend(handles=handles, loc="upper left", ncols=2, frameon=False, fontsize=8.5, borderaxespad=0.2, handlelength=1.6)
 
 
-def _short(label: str) -> str:
+def _short(label: str, length: int = _LABEL) -> str:
     flat = " ".join(label.split())
-    return flat if len(flat) <= _LABEL else flat[: _LABEL - 1] + "…"
+    return flat if len(flat) <= length else flat[: length - 1] + "…"
 
 
 def _described(panels: Sequence[Panel], found: str, reference: str) -> str:

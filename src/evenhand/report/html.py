@@ -59,11 +59,30 @@ def render(chapters: list[Chapter]) -> str:
     """The page. Every name and text passes the template's escaping; only our own SVG is taken as it is."""
     folder = resources.files("evenhand.report") / "templates"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": interval, "auc": auc, "figure": figure, "percent": percent, "points": points, "span": share_span}
+    environment.filters |= {
+        "interval": interval,
+        "auc": auc,
+        "figure": figure,
+        "percent": percent,
+        "points": points,
+        "span": share_span,
+        "stands_out": stands_out,
+    }
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         chapters=chapters, style=(folder / "report.css").read_text(encoding="utf-8"), basis=BASIS, compared=_compared(chapters)
     )
+
+
+def stands_out(table: QualityTable | SemanticTable) -> bool:
+    """Whether the worst group's interval lies wholly on the wrong side of another group's."""
+    shown = [row for row in table.rows if row.low is not None and row.high is not None]
+    worst = next((row for row in shown if row.group == table.worst), None)
+    if worst is None or worst.low is None or worst.high is None:
+        return False
+    if table.direction == "higher":
+        return any(row.low is not None and row.low > worst.high for row in shown)
+    return any(row.high is not None and row.high < worst.low for row in shown)
 
 
 def share_span(row: object) -> str:
@@ -116,7 +135,7 @@ def _figures(name: str, result: AuditResult) -> dict[str, str]:
 
 
 def _presence_panel(table: PresenceTable) -> Panel:
-    basis = {"requested": "requested", "judge": "judged", "mixed": "requested or judged", "none": "not known"}[table.basis]
+    basis = {"requested": "requested", "judge": "judged", "mixed": "requested, else judged", "none": "not known"}[table.basis]
     lines = [Line(row.group, Mark(row.raw, row.low, row.high), Mark(row.target)) for row in table.rows]
     return Panel(f"{' x '.join(table.by)} ({basis})", lines)
 

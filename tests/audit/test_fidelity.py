@@ -1,0 +1,240 @@
+"""Distances against independent formulas, and their intervals by simulation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.linalg import sqrtm
+
+from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
+from evenhand.audit.frame import Estimate
+from evenhand.audit.intervals import FeatureError
+from evenhand.core.errors import UserError
+
+
+def sample(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)) @ np.diag(np.linspace(0.5, 1.5, d)) * scale + shift
+
+
+def by_sqrtm(x: np.ndarray, y: np.ndarray) -> float:
+    """The formula as it is printed."""
+    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = sqrtm(s @ t)
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t) - 2 * np.trace(root).real)
+
+
+def by_double_loop(x: np.ndarray, y: np.ndarray) -> float:
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return (float(a @ b) / len(a) + 1) ** 3
+
+    def within(z: np.ndarray) -> float:
+        return np.mean([kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j])
+
+    return float(within(x) + within(y) - 2 * np.mean([kernel(a, b) for a in x for b in y]))
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 150, 64), (80, 200, 64), (60, 300, 64), (90, 80, 128)])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_frechet_distance_is_the_printed_formula(n: int, m: int, d: int, offset: float) -> None:
+    x, y = sample(n, d, 1, shift=offset), sample(m, d, 2, scale=1.3, shift=offset + 0.2)
+    assert frechet_distance(x, y) == pytest.approx(by_sqrtm(x, y), rel=1e-6)
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    # one feature: (m1 - m2)^2 + (s1 - s2)^2, here 3^2 + (sqrt 2 - sqrt 8)^2 = 9 + 2
+    assert frechet_distance([[0.0], [2.0]], [[2.0], [6.0]]) == pytest.approx(9 + 2)
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 32), (40, 128)])
+def test_self_distance_is_nearly_0(n: int, d: int) -> None:
+    x = sample(n, d, 3, shift=1e3)
+    x[:, :2] = 7.0  # dead features
+    assert 0 <= frechet_distance(x, x) <= 1e-6
+    assert frechet_distance(np.ones((5, 3)), np.ones((6, 3))) == 0
+
+
+def test_frechet_and_kernel_distance_ignore_row_order() -> None:
+    x, y = sample(50, 8, 1), sample(60, 8, 2)
+    order = np.random.default_rng(0).permutation(50)
+    subjects = np.arange(50) // 3
+    assert frechet_distance(x[order], y) == pytest.approx(frechet_distance(x, y), abs=1e-10)
+    whole, mixed = kernel_distance(x, y, subjects=subjects), kernel_distance(x[order], y, subjects=subjects[order])
+    assert (mixed.value, mixed.low, mixed.high) == pytest.approx((whole.value, whole.low, whole.high), abs=1e-10)
+
+
+def test_kernel_distance_is_the_naive_double_loop() -> None:
+    x, y = sample(25, 7, 4), sample(31, 7, 5, shift=0.3)
+    found = kernel_distance(x, y)
+    assert found.value == pytest.approx(by_double_loop(x, y), abs=1e-9)
+    assert found.low < found.value < found.high and found.n == 31
+
+
+def test_kernel_distance_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, subjects = sample(90, 6, 4), sample(70, 6, 5), np.arange(90) // 7
+    whole = kernel_distance(x, y, subjects=subjects)
+    monkeypatch.setattr("evenhand.audit.fidelity._BLOCK_CELLS", 500)
+    pieces = kernel_distance(x, y, subjects=subjects)
+    assert (pieces.value, pieces.low, pieces.high) == pytest.approx((whole.value, whole.low, whole.high), rel=1e-9)
+
+
+def test_kernel_distance_leaves_out_pairs_of_one_subject() -> None:
+    x, y = sample(4, 3, 6), sample(5, 3, 7)
+    kernel = (x @ x.T / 3 + 1) ** 3
+    apart = [kernel[i, j] for i in range(4) for j in range(4) if i // 2 != j // 2]
+    ky, kxy = (y @ y.T / 3 + 1) ** 3, (x @ y.T / 3 + 1) ** 3
+    expected = np.mean(apart) + (ky.sum() - np.trace(ky)) / 20 - 2 * kxy.mean()
+    assert kernel_distance(x, y, subjects=[0, 0, 1, 1]).value == pytest.approx(expected, abs=1e-12)
+
+
+def clustered(rng: np.random.Generator, subjects: int, images: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.repeat(np.arange(subjects), images)
+    return 0.8 * rng.normal(size=(subjects, d))[ids] + 0.6 * rng.normal(size=(len(ids), d)), ids
+
+
+def test_kernel_distance_under_equal_laws_centres_on_0_and_its_interval_covers() -> None:
+    draws = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        draws.append(kernel_distance(rng.normal(size=(60, 16)), rng.normal(size=(50, 16))))
+    values = np.array([draw.value for draw in draws])
+    assert abs(values.mean()) <= 2.5 * values.std() / np.sqrt(len(values))
+    assert 0.90 <= np.mean([draw.low <= 0 <= draw.high for draw in draws]) <= 0.99
+
+
+def test_kernel_distance_interval_covers_a_real_difference() -> None:
+    d, shift = 8, 0.4
+    rng = np.random.default_rng(99)
+    truth = np.mean([kernel_distance(rng.normal(size=(2000, d)), rng.normal(size=(2000, d)) + shift).value for _ in range(3)])
+    hits = 0
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        found = kernel_distance(rng.normal(size=(80, d)), rng.normal(size=(80, d)) + shift)
+        hits += found.low <= truth <= found.high
+    assert 0.88 <= hits / 120 <= 0.99
+
+
+def test_kernel_distance_interval_covers_when_a_subject_has_ten_images() -> None:
+    with_subjects, without, hits = [], [], 0
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        (x, a), (y, b) = clustered(rng, 20, 10, 8), clustered(rng, 20, 10, 8)
+        found = kernel_distance(x, y, subjects=np.concatenate([a, b]))
+        hits += found.low <= 0 <= found.high
+        with_subjects.append(found.value)
+        without.append(kernel_distance(x, y).low > 0)
+    assert hits / 80 >= 0.88
+    assert abs(np.mean(with_subjects)) <= 3 * np.std(with_subjects) / np.sqrt(80)
+    assert np.mean(without) > 0.5  # images taken as subjects: a difference cried where there is none
+
+
+def test_size_matched_shows_no_gap_where_the_naive_distance_grows() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(["large", "middle", "small"], [400, 120, 40])
+    real, synthetic = rng.normal(size=(560, 16)), rng.normal(size=(560, 16))
+    naive = [frechet_distance(real[groups == g], synthetic[groups == g]) for g in ("large", "middle", "small")]
+    assert naive[0] < naive[1] < naive[2] and naive[2] > 5 * naive[0]
+    matched = size_matched(real, synthetic, groups, groups, "frechet", repeats=5)
+    assert (matched.by_group["n"] == 40).all() and matched.overall.n == 40
+    rows = matched.by_group
+    assert rows["low"].max() < rows["high"].min()  # every two intervals overlap
+    assert matched.gap < 0.25 * (naive[2] - naive[0])
+    kernel = size_matched(real, synthetic, groups, groups, "kid").by_group
+    assert (kernel["low"] <= 0.02).all() and (kernel["n"] == 40).all()
+
+
+def test_size_matched_names_a_blurred_group_worst_and_its_direction() -> None:
+    rng = np.random.default_rng(1)
+    groups = np.repeat(["a", "b"], [150, 100])
+    real, synthetic = rng.normal(size=(250, 8)), rng.normal(size=(250, 8))
+    synthetic[150:] *= 0.3
+    for metric in ("kid", "frechet", kernel_distance, frechet_distance):
+        frame = size_matched(real, synthetic, groups, groups, metric, repeats=3)
+        assert frame.worst == "b" and frame.by_group.loc["b", "low"] > frame.by_group.loc["a", "high"]
+        assert frame.gap == pytest.approx(frame.by_group["value"].max() - frame.by_group["value"].min())
+    assert size_matched(real, synthetic, groups, groups, "kid", higher_is_better=True).worst == "a"
+
+
+def test_size_matched_gives_the_metric_one_n_and_the_group_its_own_real_images() -> None:
+    real = np.repeat([[0.0], [10.0]], [30, 50], axis=0) + np.linspace(0, 1, 80)[:, None]
+    synthetic = real[::-1] + 0.01
+    seen = []
+
+    def metric(x: np.ndarray, y: np.ndarray) -> float:
+        seen.append((len(x), len(y)))
+        return float(abs(x.mean() - y.mean()))
+
+    frame = size_matched(real, synthetic, [0] * 30 + [1] * 50, [1] * 50 + [0] * 30, metric, repeats=4)
+    assert (frame.by_group["value"] < 1).all()
+    assert max(seen) == (30, 30) and frame.by_group["n"].tolist() == [30, 30]
+    assert frame.by_group["n_real"].tolist() == [30, 50]
+
+
+def test_size_matched_ignores_row_order_and_repeats_with_its_seed() -> None:
+    rng = np.random.default_rng(2)
+    real, synthetic = rng.normal(size=(70, 4)), rng.normal(size=(90, 4))
+    rg, sg = np.where(np.arange(70) < 25, "x", "y"), np.where(np.arange(90) < 30, "x", "y")
+    subjects = np.arange(70) // 2
+    first = size_matched(real, synthetic, rg, sg, "frechet", repeats=3, subjects=subjects)
+    a, b = rng.permutation(70), rng.permutation(90)
+    second = size_matched(real[a], synthetic[b], rg[a], sg[b], "frechet", repeats=3, subjects=subjects[a])
+    columns = ["value", "low", "high"]
+    np.testing.assert_allclose(first.by_group[columns], second.by_group[columns], atol=1e-10)
+    other = size_matched(real, synthetic, rg, sg, "frechet", repeats=3, seed=1, subjects=subjects)
+    assert not np.allclose(first.by_group["value"], other.by_group["value"])
+
+
+def test_labels_that_are_no_group_never_are_one_and_empty_cells_stay() -> None:
+    rng = np.random.default_rng(3)
+    real, synthetic = rng.normal(size=(60, 3)), rng.normal(size=(60, 3))
+    rg = ["a"] * 30 + ["b"] * 20 + ["tiny"] * 4 + ["unknown", "unspecified", None, np.nan, "-1", -1]
+    sg = ["a"] * 30 + ["c"] * 20 + ["tiny"] * 10
+    frame = size_matched(real, synthetic, rg, sg, "kid")
+    assert frame.by_group.index.tolist() == ["a", "b", "tiny", "c"]
+    assert frame.by_group["reason"].tolist() == [
+        "",
+        "no synthetic images",
+        "insufficient: 4 real images, at least 10 wanted",
+        "no real images",
+    ]
+    assert frame.by_group["value"].isna().tolist() == [False, True, True, True]
+    assert np.isnan(frame.gap) and frame.worst == "a"
+    empty = pd.Series(pd.Categorical(["a"] * 60, categories=["a", "absent"]))
+    absent = size_matched(real, synthetic, empty, empty, "kid").by_group.loc["absent"]
+    assert np.isnan(absent["value"]) and absent["reason"] == "no real images"
+
+
+def test_integer_groups_with_missing_ones_keep_their_names() -> None:
+    rng = np.random.default_rng(3)
+    groups = np.array([0.0] * 20 + [1.0] * 18 + [np.nan, -1.0])
+    frame = size_matched(rng.normal(size=(40, 3)), rng.normal(size=(40, 3)), groups, groups, "kid")
+    assert frame.by_group.index.tolist() == [0, 1] and frame.by_group["n"].tolist() == [18, 18]
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (np.full((5, 3), np.nan), "NaN or Inf (first in row 0)"),
+        (np.array([[0.0] * 3, [np.inf, 0, 0]]), "NaN or Inf (first in row 1)"),
+        (np.zeros(5), "shape (5,)"),
+        (np.zeros((1, 3)), "1 rows"),
+        (np.zeros((0, 3)), "0 rows"),
+        (np.zeros((5, 4)), "use one encoder for both"),
+        ([["a", "b", "c"]] * 4, "not numbers"),
+    ],
+)
+def test_bad_features_are_one_line_errors(distance, bad, says: str) -> None:
+    for pair in ((bad, np.ones((5, 3))), (np.ones((5, 3)), bad)):
+        with pytest.raises(FeatureError) as caught:
+            distance(*pair)
+        assert says in str(caught.value) and "\n" not in str(caught.value) and isinstance(caught.value, UserError)
+
+
+def test_huge_features_and_single_subjects_are_errors_and_constant_ones_are_not() -> None:
+    with pytest.raises(FeatureError, match="too large"), np.errstate(all="ignore"):
+        frechet_distance(np.full((4, 2), 1e200) * [[1], [2], [3], [4]], np.ones((4, 2)))
+    with pytest.raises(FeatureError, match="all of one subject"):
+        kernel_distance(np.ones((4, 2)), np.ones((4, 2)), subjects=[1, 1, 1, 1])
+    with pytest.raises(FeatureError, match="3 subject ids"):
+        kernel_distance(np.ones((4, 2)), np.ones((4, 2)), subjects=[1, 2, 3])
+    assert kernel_distance(np.ones((4, 2)), np.ones((5, 2))) == Estimate(0.0, 0.0, 0.0, 5)

@@ -1,0 +1,151 @@
+"""The audit end to end on small phantoms, with real networks at tiny size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evenhand.audit.result import AuditResult
+from evenhand.audit.run import AuditSettings, audit_cohorts
+from evenhand.cohorts.cohort import SCHEMA_FILE, TABLE_FILE, Cohort, write_table
+from evenhand.cohorts.phantoms.cohort import write_phantoms
+from evenhand.core.artifacts import claim, write_json
+from evenhand.core.errors import UserError
+from evenhand.models.classifiers import Classifier
+from evenhand.models.encoders import Encoder
+
+SMALL = {"judge_epochs": 0.5, "repeats": 2, "n_boot": 100, "min_n": 5}
+
+
+def silence(cohort: Cohort, columns: list[str]) -> None:
+    """Turn phantoms into a generated cohort whose prompts said nothing of ``columns``."""
+    table = cohort.table.assign(**dict.fromkeys(columns, "unspecified"))
+    schema = cohort.schema.model_copy(update={"synthetic": True, "name": "generated"})
+    write_table(cohort.root / TABLE_FILE, table)
+    write_json(cohort.root / SCHEMA_FILE, schema.model_dump())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("audit")
+    write_phantoms("brain", root / "real", n=160, mix="sex=male:0.7,female:0.3", size=32, seed=0, images_a_subject=2)
+    silence(write_phantoms("brain", root / "generated", n=60, mix="sex=male:0.5,female:0.5", size=32, seed=1), ["sex"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def audited(world: Path) -> tuple[AuditResult, Path, dict[str, int]]:
+    """One audit with default judges and encoders, and how many images passed each network."""
+    counted = {"features": 0, "judged": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVENHAND_CACHE", str(world / "cache"))
+        embed, logits = Encoder.embed, Classifier.logits
+
+        def counting_embed(self, images):
+            counted["features"] += len(images)
+            return embed(self, images)
+
+        def counting_logits(self, images):
+            counted["judged"] += len(images)
+            return logits(self, images)
+
+        patch.setattr(Encoder, "embed", counting_embed)
+        patch.setattr(Classifier, "logits", counting_logits)
+        out = world / "audit.json"
+        result = audit_cohorts(AuditSettings(real=world / "real", synthetic=world / "generated", out=out, **SMALL))
+    return result, out, counted
+
+
+def test_every_image_passes_each_network_once(audited: tuple[AuditResult, Path, dict[str, int]]) -> None:
+    result, _, counted = audited
+    images = result.n["real_compared"] + result.n["synthetic"]
+    assert counted["features"] == len(result.encoders) * images == 2 * images
+    assert counted["judged"] == len(result.judges) * images == 2 * images
+    assert all(e.features_real + e.features_synthetic == images for e in result.encoders)
+
+
+def test_tables_cover_columns_and_pairs_and_say_their_basis(audited: tuple[AuditResult, Path, dict[str, int]]) -> None:
+    result, _, _ = audited
+    assert {(table.question, table.basis) for table in result.presence} == {
+        ("presence:sex", "judge"),
+        ("presence:age_group", "requested"),
+        ("presence:sex*age_group", "mixed"),
+    }
+    assert len(result.quality) == 3 * 2 * 2  # questions, metrics, encoders
+    questions = {table.question.removeprefix("semantics:tumour=tumour:") for table in result.semantics}
+    assert questions == {"sex", "age_group", "sex*age_group"}
+    sex = result.presence[0]
+    assert sum(row.raw for row in sex.rows if row.raw is not None) == pytest.approx(1)
+    assert {row.group: row.target for row in sex.rows}["male"] == pytest.approx(0.7, abs=0.12)
+    pair = next(table for table in result.presence if len(table.by) == 2)
+    assert [row.group for row in pair.rows] == ["male x young", "male x old", "female x young", "female x old"]
+    for table in result.quality:
+        assert table.n <= min(min(row.n_real, row.n_synthetic) for row in table.rows if row.value is not None)
+        assert (table.overall_reference is not None) == (table.metric == "kid")
+
+
+def test_requested_shares_are_the_tables(audited: tuple[AuditResult, Path, dict[str, int]], world: Path) -> None:
+    ages = Cohort.load(world / "generated").table["age_group"].value_counts(normalize=True)
+    table = next(table for table in audited[0].presence if table.question == "presence:age_group")
+    assert {row.group: row.raw for row in table.rows} == pytest.approx(ages.to_dict())
+
+
+def test_files_hold_the_result_and_the_scores_of_every_image(audited: tuple[AuditResult, Path, dict[str, int]]) -> None:
+    result, out, _ = audited
+    assert AuditResult.load(out) == result
+    assert "NaN" not in out.read_text()
+    written = json.loads(out.read_text())
+    assert written["provenance"]["versions"]["torch"] and written["seeds"] == {"audit": 0} and written["real_rows"] == "val+test"
+    scores = pd.read_parquet(out.with_suffix(".parquet"))
+    assert scores["side"].value_counts().to_dict() == {"real": result.n["real_compared"], "synthetic": 60}
+    probabilities = scores[["judge.sex.male", "judge.sex.female"]].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-9)
+    generated = scores[scores["side"] == "synthetic"]
+    judged = np.where(generated["judge.sex.male"] >= generated["judge.sex.female"], "male", "female")
+    assert (generated["group.sex"] == judged).all()
+
+
+def test_a_second_audit_reuses_judges_and_features(
+    audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    monkeypatch.setattr("evenhand.audit.judges.train_classifier", lambda settings: pytest.fail("trained again"))
+    monkeypatch.setattr(Encoder, "embed", lambda self, images: pytest.fail("computed again"))
+    again = audit_cohorts(AuditSettings(real=world / "real", synthetic=world / "generated", out=world / "audit.json", **SMALL))
+    first = audited[0].model_dump(exclude={"provenance"})
+    assert again.model_dump(exclude={"provenance"}) == first
+
+
+def test_given_judge_and_encoder_are_used(
+    audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    judges = {judge.target: Path(judge.path) for judge in audited[0].judges}
+    settings = AuditSettings(
+        real=world / "real", synthetic=world / "generated", out=world / "given.json",
+        judge=list(judges.values()), encoder=[judges["sex"]], **SMALL,
+    )  # fmt: skip
+    result = audit_cohorts(settings)
+    assert not any(judge.trained_here for judge in result.judges)
+    assert [encoder.path for encoder in result.encoders] == [str(judges["sex"])]
+    assert not (world / "given-judges").exists()
+    doubled = settings.model_copy(update={"judge": [judges["sex"], judges["sex"]]})
+    with pytest.raises(UserError, match="sex has a judge already"):
+        audit_cohorts(doubled)
+
+
+def test_wrong_inputs_are_one_line_errors(world: Path) -> None:
+    good = {"real": world / "real", "synthetic": world / "generated", **SMALL}
+    with pytest.raises(UserError, match=r"name a \.json file"):
+        audit_cohorts(AuditSettings(out=world / "audit.txt", **good))
+    with pytest.raises(UserError, match="not a cohort"):
+        audit_cohorts(AuditSettings(out=world / "x.json", **{**good, "synthetic": world}))
+    with claim(world / "busy-judges"), pytest.raises(UserError, match="in use by process"):
+        audit_cohorts(AuditSettings(out=world / "busy.json", **good))
+    with pytest.raises(UserError, match="no such file"):
+        AuditResult.load(world / "absent.json")
+    write_json(world / "other.json", {"format": 99})
+    with pytest.raises(UserError, match="not an audit of format 1"):
+        AuditResult.load(world / "other.json")

@@ -1,0 +1,119 @@
+"""Readings, tables and findings, on small tables of labels and arrays."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evenhand.audit.findings import figure, headline_findings, points
+from evenhand.audit.readings import Reading, cross, read_column
+from evenhand.audit.tables import (
+    Resampling,
+    Sides,
+    condition_labels,
+    presence_table,
+    quality_table,
+    real_floor,
+    semantic_table,
+    values_with_auc,
+)
+from evenhand.cohorts.cohort import Cohort, CohortSchema
+
+HOW = Resampling(repeats=2, n_boot=100, min_n=5, seed=0)
+
+
+def cohort(**columns: list) -> Cohort:
+    schema = CohortSchema(
+        name="c", modality="m", attributes={"sex": ["male", "female"], "race": ["x", "y", "z"]}, conditions={}, image_size=8, image_mode="L"
+    )
+    return Cohort(schema, pd.DataFrame(columns), Path("nowhere"))
+
+
+def reading(real: list, synthetic: list, names: list[str], basis: str = "requested") -> Reading:
+    return Reading(("sex",), *(pd.Series(pd.Categorical(side, categories=names)) for side in (real, synthetic)), basis)
+
+
+def test_requested_value_comes_first_then_the_judges_reading() -> None:
+    real, judged = cohort(sex=["male", "female"]), pd.Series(["female", "female", "male"])
+    cases = {
+        "requested": ["male", "male", "female"],
+        "mixed": ["male", "unspecified", "unknown"],
+        "judge": ["unspecified", "unspecified", None],
+    }
+    for basis, asked in cases.items():
+        found = read_column(real, cohort(sex=asked), "sex", judged)
+        assert found.basis == basis
+    assert read_column(real, cohort(sex=cases["mixed"]), "sex", judged).synthetic.tolist() == ["male", "female", "male"]
+    assert read_column(real, cohort(sex=cases["requested"]), "sex", judged, prefer_judge=True).synthetic.tolist() == judged.tolist()
+    blind = read_column(real, cohort(race=["x"] * 3), "sex", None)
+    assert blind.basis == "none" and blind.synthetic.isna().all() and list(blind.real.cat.categories) == ["male", "female"]
+
+
+def test_an_intersection_keeps_its_empty_cells() -> None:
+    real = cohort(sex=["male", "female", "unknown"], race=["x", "x", "y"])
+    parts = [read_column(real, real, name, None) for name in ("sex", "race")]
+    both = cross(parts)
+    assert list(both.real.cat.categories) == ["male x x", "male x y", "male x z", "female x x", "female x y", "female x z"]
+    assert both.real.tolist()[:2] == ["male x x", "female x x"] and both.real.isna().tolist() == [False, False, True]
+
+
+def test_presence_headline_reads_as_promised() -> None:
+    found = presence_table(
+        reading([], ["male"] * 83 + ["female"] * 17, ["male", "female"], "judge"), pd.Series(["male"] * 8 + ["female"] * 2), np.arange(100)
+    )
+    assert found.gap == pytest.approx(0.03)
+    text = headline_findings([found], [], [])[0].text
+    assert text == "Presence by sex: 83 % male [74, 89] by the judge's count, real cohort 80 %: gap 3.0 points."
+
+
+def test_undefined_presence_has_no_number() -> None:
+    found = presence_table(reading([], [None, None], ["male", "female"], "none"), pd.Series(["male", "female"]), np.arange(2))
+    assert found.gap is None and all(row.raw is None and "silent" in row.reason for row in found.rows)
+    assert "undefined" in headline_findings([found], [], [])[0].text
+
+
+def test_quality_names_the_worse_group_only_where_intervals_part() -> None:
+    rng = np.random.default_rng(0)
+    groups = ["male"] * 80 + ["female"] * 60
+    real, good = rng.normal(size=(140, 6)), rng.normal(size=(140, 6))
+    bad = np.where(np.arange(140)[:, None] < 80, good, 0.2 * good + 0.5)
+    texts = {}
+    for name, synthetic in (("good", good), ("bad", bad)):
+        sides = Sides(real, synthetic, np.arange(140) // 2, np.arange(140))
+        table = quality_table(reading(groups, groups, ["male", "female", "other"]), sides, "kid", "net", HOW, primary=True)
+        assert table.n == 60 and table.rows[2].reason == "no real images" and table.rows[2].value is None
+        assert table.rows[0].reference is not None and table.rows[0].reference.low <= 0 <= table.rows[0].reference.high
+        texts[name] = headline_findings([], [table], [])[0].text
+    assert "no gap is shown" in texts["good"]
+    assert "images of female lie further" in texts["bad"] and "do not overlap" in texts["bad"]
+
+
+def test_the_floor_splits_by_subject_and_needs_enough_images() -> None:
+    rng = np.random.default_rng(0)
+    subjects = np.repeat(np.arange(30), 4)
+    features = rng.normal(size=(30, 5))[subjects] + 0.01 * rng.normal(size=(120, 5))
+    sides = Sides(features, features, subjects, subjects)
+    floor = real_floor(sides, np.ones(120, dtype=bool), HOW)
+    assert floor.value is not None and floor.low <= 0 <= floor.high
+    assert real_floor(sides, subjects == 0, HOW).reason.startswith("insufficient")
+    assert real_floor(sides, np.zeros(120, dtype=bool), HOW).value is None
+
+
+def test_semantics_takes_labels_from_the_table() -> None:
+    asked = pd.Series(["glaucoma", "non-glaucoma", None, "glaucoma", "non-glaucoma", "White matter"] * 4)
+    labels = condition_labels(asked, "glaucoma")
+    assert labels[:6].tolist() == [1, 0, -1, 1, 0, 0]
+    scores = np.where(labels == 1, 0.9, 0.2)
+    groups = reading(["male"] * 24, ["male"] * 12 + ["female"] * 12, ["male", "female"])
+    table = semantic_table(groups, "eye", "glaucoma", (scores, labels, np.arange(24)), (scores, labels, np.arange(24)), HOW)
+    assert table.overall.value == 1 and table.overall.n == 20
+    female = table.rows[1]
+    assert female.value == 1 and female.reference is not None and female.reference.reason == "no labelled images"
+    assert values_with_auc(["none", "tumour"]) == ["tumour"] and values_with_auc(["a", "b", "c"]) == ["a", "b", "c"]
+    assert "by sex the same for all groups" in headline_findings([], [], [table])[0].text
+
+
+def test_figures_in_words() -> None:
+    assert [figure(x) for x in (0.01234, 0.456, 12.34, 345.6)] == ["0.012", "0.46", "12.3", "346"]
+    assert points(0.333) == "33 points" and points(0.0123) == "1.2 points"
