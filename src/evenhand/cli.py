@@ -60,14 +60,15 @@ def _counts(title: str, cohort: Any) -> None:
 
 @app.command()
 def quickstart(
-    modality: Annotated[str, typer.Option(help="Phantom world: brain, chest, dermoscopy or fundus.")] = "brain",
-    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("quickstart"),
-    seed: int = 0,
+    modality: Annotated[str | None, typer.Option(help="Phantom world: brain, chest, dermoscopy or fundus. [default: brain]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for everything it makes. [default: quickstart]")] = None,
+    config: Config = None,
+    seed: Seed = None,
 ) -> None:
     """The whole story on phantoms: cohort, model, generated cohort, audit, report. No download, no GPU."""
-    from evenhand.quickstart import run_quickstart
+    from evenhand.quickstart import QuickstartSettings, run_quickstart
 
-    report = run_quickstart(modality, out, seed=seed)
+    report = run_quickstart(QuickstartSettings.resolve(config, modality=modality, out=out, seed=seed))
     print(f"report: {report.resolve()}")
 
 
