@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from evenhand.core.artifacts import is_disk_full
@@ -46,16 +47,18 @@ def _columns(text: str | None) -> list[str] | None:
 
 
 def _counts(title: str, cohort: Any) -> None:
-    """Print a cohort's counts by group."""
+    """Print a cohort's counts by group, and what limits it."""
+    from evenhand.cohorts.checking import group_counts, notes_on
+
+    counts = group_counts(cohort)
     table = Table(title=title, title_justify="left")
-    for name in ("column", "group", "images", "subjects"):
+    for name in counts.columns:
         table.add_column(name, justify="left" if name in ("column", "group") else "right")
-    for column, groups in cohort.schema.columns.items():
-        values = cohort.table[column].fillna("unknown")
-        for group in [*groups, *sorted(set(values) - set(groups))]:
-            rows = cohort.table[values == group]
-            table.add_row(column, group, str(len(rows)), str(rows["subject_id"].nunique()))
+    for row in counts.itertuples(index=False):
+        table.add_row(*map(escape, map(str, row)))
     console.print(table)
+    for note in notes_on(cohort):
+        console.print(f"[yellow]note[/]: {escape(note)}", highlight=False)
 
 
 @app.command()
@@ -90,6 +93,9 @@ def cohort_import(
     conditions: Annotated[str | None, typer.Option(help="table: condition columns, by commas.")] = None,
     modality: Annotated[str | None, typer.Option(help="table: what the images are.")] = None,
     synthetic: Annotated[bool | None, typer.Option("--synthetic", help="table: images of a generator.")] = None,
+    mode: Annotated[Literal["L", "RGB"] | None, typer.Option(help="Image mode. [default: the first image's]")] = None,
+    name: Annotated[str | None, typer.Option(help="table: name of the cohort.")] = None,
+    licence: Annotated[str | None, typer.Option(help="table: licence of the images.")] = None,
     config: Config = None,
     seed: Seed = None,
 ) -> None:
@@ -111,6 +117,9 @@ def cohort_import(
         conditions=_columns(conditions),
         modality=modality,
         synthetic=synthetic,
+        mode=mode,
+        name=name,
+        licence=licence,
         seed=seed,
     )
     _counts(f"{out}", import_cohort(source, raw, out, settings))
@@ -307,10 +316,8 @@ def main() -> None:
         _fail(str(error), error)
     except OSError as error:
         if is_disk_full(error):
-            _fail(
-                f"no space left on the disk ({error.filename or 'while writing'}); free some, then run again (with --resume where there is one)",
-                error,
-            )
+            where = error.filename or "while writing"
+            _fail(f"no space left on the disk ({where}); free some, then run again (with --resume where there is one)", error)
         raise
 
 

@@ -33,7 +33,7 @@ class Batches:
         """Sample indices (batch_size,) of one optimizer step."""
         if odds is not None:
             return self._drawn(step, odds)
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
         return np.array([self._order(place // self.n)[place % self.n] for place in places])
 
     def _order(self, epoch: int) -> np.ndarray:

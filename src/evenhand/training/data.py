@@ -122,7 +122,15 @@ class TrainingData:
         groups = {name: torch.from_numpy(codes[rows]) for name, codes in self.codes.items()}
         draws = torch_generator(self.settings.seed, "weights", step, int(places[0]))
         latents = mean + std * fresh
-        return Piece(rows, *(t.to(self.device) for t in (latents, noise, timesteps, text)), groups, draws)
+        return Piece(
+            rows=rows,
+            latents=latents.to(self.device),
+            noise=noise.to(self.device),
+            timesteps=timesteps.to(self.device),
+            text=text.to(self.device),
+            groups=groups,
+            generator=draws,
+        )
 
     def _timestep(self, draws: torch.Generator) -> int:
         """Uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, section 3.1), over the schedule."""
