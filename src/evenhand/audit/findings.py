@@ -137,13 +137,17 @@ def interval(cell: object) -> str:
 def auc(cell: object) -> str:
     """``0.91 [0.88, 0.94]``."""
     value, low, high = (getattr(cell, name) for name in ("value", "low", "high"))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if low is not None and high is not None else f"{value:.2f}"
+    places = 3 if 0.99 <= value < 1 else 2  # 0.998 is not 1.00
+    if low is None or high is None:
+        return f"{value:.{places}f}"
+    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
 
 
 def figure(value: float) -> str:
     """About three digits, at most three decimals."""
     size = abs(value)
-    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
+    text = f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
+    return text.replace("-0.000", "0.000")
 
 
 def percent(share: float) -> str:

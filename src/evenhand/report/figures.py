@@ -72,7 +72,7 @@ def _draw(
     height = _ROW * rows + 0.85
     with mpl.rc_context({**_STYLE, "svg.hashsalt": title}):
         picture = Figure(figsize=(_WIDTH, height))
-        axes = picture.add_axes((0.34, 0.5 / height, 0.63, _ROW * rows / height))
+        axes = picture.add_axes((0.34, 0.5 / height, 0.61, _ROW * rows / height))
         places, names, heads = [], [], []
         y = 0.0
         for panel in panels:
@@ -133,7 +133,7 @@ def _dress(
     axes.tick_params(axis="y", length=0, pad=6)
     axes.tick_params(axis="x", length=3, labelsize=8.5)
     for y, heading in heads:
-        axes.text(-0.53, y, _short(heading, _HEADING), transform=axes.get_yaxis_transform(), va="center", weight="bold", fontsize=9.5)
+        axes.text(-0.545, y, _short(heading, _HEADING), transform=axes.get_yaxis_transform(), va="center", weight="bold", fontsize=9.5)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="x", color=RULE, linewidth=0.7)
