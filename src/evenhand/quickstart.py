@@ -6,14 +6,15 @@ Each chapter leaves a folder; run again, it goes on where it stopped.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from evenhand.audit.run import AuditSettings, audit_cohorts
-from evenhand.cohorts.cohort import SCHEMA_FILE
+from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import find_modality, write_phantoms
-from evenhand.core.artifacts import claim
+from evenhand.core.artifacts import claim, write_json
 from evenhand.core.config import Settings
 from evenhand.core.progress import console
 from evenhand.generation.generate import GenerateSettings, generate
@@ -55,6 +56,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
         _cohort(settings, out / "real")
         _model(settings, out)
         _generated(settings, out)
+        _compare_with_oracle(settings, out)
         return _report(settings, out)
 
 
@@ -126,6 +128,37 @@ def _report(settings: QuickstartSettings, out: Path) -> Path:
         )
     )
     return write_report([out / "audit.json"], out / "report.html")
+
+
+def oracle_facts(modality: str, real: Cohort, synthetic: Cohort) -> dict[str, Any]:
+    """What the phantoms' exact oracle says of a generated cohort: a check that real data never allow.
+
+    Shares are among valid images; ``follows`` is the share of images that show the condition that was asked for, invalid ones counted
+    as misses.
+    """
+    oracle = MODALITIES[modality].oracle(synthetic.pixels())
+    valid = oracle["valid"].to_numpy(dtype=bool)
+    facts: dict[str, Any] = {"n": len(synthetic), "valid": float(valid.mean()), "shares": {}, "follows": {}}
+    for name in (column for column in oracle.columns if column != "valid"):
+        if name in real.schema.attributes:
+            facts["shares"][name] = {
+                group: {"training": float((real.table[name] == group).mean()), "generated": float((oracle[name][valid] == group).mean())}
+                for group in real.schema.attributes[name]
+            }
+        else:
+            shown = oracle[name].to_numpy() == synthetic.table[name].to_numpy()
+            facts["follows"][name] = float((shown & valid).mean())
+    return facts
+
+
+def _compare_with_oracle(settings: QuickstartSettings, out: Path) -> None:
+    facts = oracle_facts(settings.modality, Cohort.load(out / "real"), Cohort.load(out / "generated"))
+    write_json(out / "oracle.json", facts)
+    for name, groups in facts["shares"].items():
+        parts = [f"{group} {share['generated']:.1%} (training cohort {share['training']:.1%})" for group, share in groups.items()]
+        _say(f"   oracle: {name}: " + ", ".join(parts))
+    follows = ", ".join(f"{name} follows the prompt in {share:.1%}" for name, share in facts["follows"].items())
+    _say(f"   oracle: {facts['valid']:.1%} of the images are valid; {follows}")
 
 
 def _say(line: str) -> None:
