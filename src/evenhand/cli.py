@@ -310,6 +310,8 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: a user's error is one line and exit code 1; a traceback only with --debug."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # at import they advise to install torchvision, which would break them
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app()
     except UserError as error:
