@@ -32,6 +32,7 @@ Names = Annotated[str | None, typer.Option("--prompt-attributes", help="Attribut
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False) -> None:
     """Train, align and audit text-to-medical-image diffusion models so that every patient subgroup is served."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install torchvision, which is the trap doctor names
     if debug:
         os.environ["EVENHAND_DEBUG"] = "1"
 
