@@ -37,6 +37,11 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show a tracebac
         os.environ["EVENHAND_DEBUG"] = "1"
 
 
+def _first_rank() -> bool:
+    """Whether this process speaks for all that accelerate has launched."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _names(text: str | None) -> list[str] | None:
     if text is None:
         return None
@@ -184,9 +189,9 @@ def model_init(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Option(help="Diffusers folder, run folder, or hub id.")],
-    cohort: Annotated[Path, typer.Option(help="The cohort; its training split is used.")],
-    out: Annotated[Path, typer.Option(help="The run folder.")],
+    model: Annotated[str | None, typer.Option(help="Diffusers folder, run folder, or hub id.")] = None,
+    cohort: Annotated[Path | None, typer.Option(help="The cohort; its training split is used.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     method: Annotated[str | None, typer.Option(help="How samples are weighted. [default: uniform]")] = None,
     sampling: Annotated[Literal["natural", "balanced"] | None, typer.Option(help="[default: natural]")] = None,
     tau: Annotated[float | None, typer.Option(help="Balanced sampling: odds (1/share)^tau. [default: 1]")] = None,
@@ -215,16 +220,18 @@ def train(
 
     result = run(TrainSettings.resolve(config, **given))
     if result.interrupted:
-        print(f"interrupted at step {result.steps} and saved; go on with --resume", file=sys.stderr)
+        if _first_rank():
+            print(f"interrupted at step {result.steps} and saved; go on with --resume", file=sys.stderr)
         raise typer.Exit(143)
-    print(f"{result.model}")
+    if _first_rank():
+        print(f"{result.model}")
 
 
 @classifier_app.command("train")
 def classifier_train(
-    cohort: Annotated[Path, typer.Option(help="The cohort.")],
-    target: Annotated[str, typer.Option(help="Attribute or condition to tell apart.")],
-    out: Annotated[Path, typer.Option(help="The classifier folder to write.")],
+    cohort: Annotated[Path | None, typer.Option(help="The cohort.")] = None,
+    target: Annotated[str | None, typer.Option(help="Attribute or condition to tell apart.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The classifier folder to write.")] = None,
     arch: Annotated[str | None, typer.Option(help="resnet, vit or efficientnet. [default: resnet]")] = None,
     epochs: Annotated[float | None, typer.Option(help="[default: 8]")] = None,
     config: Config = None,
@@ -236,13 +243,13 @@ def classifier_train(
     settings = ClassifierSettings.resolve(config, cohort=cohort, target=target, out=out, arch=arch, epochs=epochs, seed=seed)
     classifier = train_classifier(settings)
     auc = "undefined" if classifier.auc is None else f"{classifier.auc:.3f}"
-    print(f"{out}: AUC {auc} on {classifier.facts['n']['test']} held-out images")
+    print(f"{settings.out}: AUC {auc} on {classifier.facts['n']['test']} held-out images")
 
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Option(help="Diffusers folder, run folder, or hub id.")],
-    out: Annotated[Path, typer.Option(help="The synthetic cohort to write.")],
+    model: Annotated[str | None, typer.Option(help="Diffusers folder, run folder, or hub id.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The synthetic cohort to write.")] = None,
     like: Annotated[Path | None, typer.Option(help="Same joint mix and prompt templates as this cohort.")] = None,
     plan: Annotated[Path | None, typer.Option(help="CSV: n, and prompt or columns of the cohort given with --like.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Number of images, with --like.")] = None,
@@ -261,14 +268,17 @@ def generate(
     from evenhand.generation.generate import GenerateSettings
     from evenhand.generation.generate import generate as run
 
-    _counts(f"{out}", run(GenerateSettings.resolve(config, **given)))
+    settings = GenerateSettings.resolve(config, **given)
+    cohort = run(settings)
+    if _first_rank():
+        _counts(f"{settings.out}", cohort)
 
 
 @app.command()
 def audit(
-    real: Annotated[Path, typer.Option(help="Cohort of real images.")],
-    synthetic: Annotated[Path, typer.Option(help="Cohort of generated images.")],
-    out: Annotated[Path, typer.Option(help="audit.json to write; audit.parquet is written beside it.")],
+    real: Annotated[Path | None, typer.Option(help="Cohort of real images.")] = None,
+    synthetic: Annotated[Path | None, typer.Option(help="Cohort of generated images.")] = None,
+    out: Annotated[Path | None, typer.Option(help="audit.json to write; audit.parquet is written beside it.")] = None,
     judge: Annotated[
         list[Path] | None, typer.Option(help="Classifier folder; several allowed. [default: trained on the real cohort]")
     ] = None,
@@ -283,7 +293,7 @@ def audit(
         config, real=real, synthetic=synthetic, out=out, judge=judge or None, encoder=encoder or None, seed=seed
     )
     audit_cohorts(settings)
-    print(f"{out}")
+    print(f"{settings.out}")
 
 
 @app.command()
@@ -317,9 +327,9 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(str(error), error)
-    except OSError as error:
-        if is_disk_full(error):
-            where = error.filename or "while writing"
+    except Exception as error:
+        if is_disk_full(error):  # safetensors and SQLite raise errors of their own kind
+            where = getattr(error, "filename", None) or "while writing"
             _fail(f"no space left on the disk ({where}); free some, then run again (with --resume where there is one)", error)
         raise
 

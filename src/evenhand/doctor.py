@@ -95,7 +95,7 @@ def _devices() -> list[Finding]:
         import torch
         from accelerate import PartialState
 
-        from evenhand.training.state import mixed_precision
+        from evenhand.engine.devices import mixed_precision
     except (ImportError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         return [Finding("libraries", f"cannot be imported ({reason})", "fault", f"mend a fault named above, or {_REINSTALL}")]

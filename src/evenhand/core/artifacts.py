@@ -95,16 +95,19 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[Path]:
+def claim(folder: Path, *, wait: bool = False) -> Iterator[Path]:
     """Hold ``folder`` (made if absent) for this process; the lock dies with the process, even by kill -9.
 
+    Args:
+        wait: until another process lets go of it, for what several runs share.
+
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, and ``wait`` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             lock.seek(0)
             raise UserError(
@@ -117,13 +120,17 @@ def claim(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Build a folder under a temporary name; it appears as ``path`` only when whole.
 
+    Args:
+        replace: put it in the place of a folder that is there already; that one stays until the new one is whole.
+
     Raises:
-        UserError: ``path`` exists and is not empty, or another process is building it.
+        UserError: ``path`` exists and is not empty (without ``replace``), or another process is building it.
     """
-    require_free(path)
+    if not replace:
+        require_free(path)
     partial = path.parent / f".{path.name}.partial"
     with claim(partial):
         for stale in partial.iterdir():
@@ -135,13 +142,28 @@ def new_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync(file)
             (partial / ".lock").unlink()
-            if path.exists():
-                path.rmdir()
+            _make_way(path, replace)
             os.replace(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     _sync(path.parent)
+    if replace:
+        shutil.rmtree(_outdated(path), ignore_errors=True)
+
+
+def _make_way(path: Path, replace: bool) -> None:
+    if not path.exists():
+        return
+    if replace:
+        shutil.rmtree(_outdated(path), ignore_errors=True)
+        os.replace(path, _outdated(path))
+    else:
+        path.rmdir()
+
+
+def _outdated(path: Path) -> Path:
+    return path.parent / f".{path.name}.old"
 
 
 def require_free(path: Path) -> None:
@@ -156,8 +178,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_folder(path: Path, patterns: Iterable[str] = ("*.safetensors", "config.json")) -> str:
-    """One hash for a model folder: of names and contents of its weights and settings."""
+_MODEL_FILES = ("*.safetensors", "*config.json", "model_index.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
+
+
+def sha256_folder(path: Path, patterns: Iterable[str] = _MODEL_FILES) -> str:
+    """One hash for a model folder: of names and contents of its weights and of every setting that changes what it computes."""
     digest = hashlib.sha256()
     for file in sorted({file for pattern in patterns for file in path.rglob(pattern)}):
         digest.update(f"{file.relative_to(path)}\0{sha256_file(file)}\0".encode())
@@ -191,7 +216,9 @@ def manifest_faults(folder: Path) -> list[str]:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that no space is left, whichever library raised it."""
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left on device" in str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left on device", "database or disk is full"))  # safetensors; SQLite
 
 
 def versions() -> dict[str, str]:

@@ -42,7 +42,7 @@ class Settings(BaseModel):
             key = str(fault["loc"][0]) if fault["loc"] else "settings"
             if fault["type"] == "missing":
                 raise UserError(f"setting {key!r} is missing; give --{key.replace('_', '-')} or put it into --config") from None
-            raise UserError(f"{origin.get(key, key)}: {fault['msg']} (got {fault.get('input')!r})") from None
+            raise UserError(f"{origin.get(key, key)}: {fault['msg'].removeprefix('Value error, ')} (got {fault.get('input')!r})") from None
 
     def save(self, path: Path) -> None:
         """Write the resolved settings as YAML."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evenhand.core.errors import UserError
+from evenhand.core.groups import NOT_GROUPS
 from evenhand.core.randomness import generator
 
 
@@ -54,10 +55,13 @@ def tempered_odds(groups: np.ndarray, tau: float, cap: float = 20.0) -> dict[str
     """Odds (1/pi_g)^tau for every joint group, at most ``cap`` times those of the largest group.
 
     tau = 0 is natural sampling, tau = 1 gives every group the same share; the cap keeps a group of one from filling batches.
+    Samples of unknown group keep the odds of the largest group: there is no group to make up for.
     """
     names, counts = np.unique(groups.astype(str), return_counts=True)
-    odds = (counts.max() / counts) ** tau
-    return dict(zip(names.tolist(), np.minimum(odds, cap).tolist(), strict=True))
+    real = ~np.isin(names, NOT_GROUPS)
+    largest = counts[real].max() if real.any() else 1
+    odds = np.where(real, np.minimum((largest / counts) ** tau, cap), 1.0)
+    return dict(zip(names.tolist(), odds.tolist(), strict=True))
 
 
 def rank_batches(n: int, batch_size: int, rank: int, world: int) -> list[np.ndarray]:

@@ -30,14 +30,16 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     """Write ``folder/step-N`` atomically, then drop all but the newest ``keep``."""
     path = folder / f"step-{checkpoint.step:08d}"
-    if path.exists():  # the step was reached again after a damaged file was set aside
-        shutil.rmtree(path)
-    with new_folder(path) as partial:
+    for abandoned in folder.glob(".step-*") if folder.is_dir() else []:  # a kill in the middle of a write; the run folder is ours alone
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with new_folder(path, replace=True) as partial:  # a damaged one is there where the step is reached again
         for name, tensors in checkpoint.tensors.items():
             save_tensors(partial / f"{name}.safetensors", tensors)
         write_json(partial / "facts.json", {"step": checkpoint.step, **checkpoint.facts})
         write_manifest(partial)
-    for old in checkpoint_folders(folder)[:-keep]:
+    found = checkpoint_folders(folder)
+    newest = found.index(path)
+    for old in [*found[: max(0, newest + 1 - keep)], *found[newest + 1 :]]:  # later ones are damaged: the run has gone back behind them
         shutil.rmtree(old)
     return path
 
@@ -52,8 +54,8 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)) if folder.is_dir() else []
 
 
-def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose every file has its hash; damaged ones are named and passed over.
+def load_latest(folder: Path, *, quiet: bool = False) -> Checkpoint | None:
+    """The newest checkpoint whose every file has its hash; damaged ones are named (not if ``quiet``) and passed over.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
@@ -63,7 +65,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
         faults = manifest_faults(path)
         if not faults:
             return _load(path)
-        print(f"warning: {faults[0]}; the checkpoint before it is used", file=sys.stderr)
+        if not quiet:
+            print(f"warning: {faults[0]}; the checkpoint before it is used", file=sys.stderr)
     if found:
         raise UserError(f"{folder}: every checkpoint is damaged ({len(found)}); start again in another folder")
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather
+from accelerate.utils import gather, reduce
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import cache_folder
@@ -39,14 +39,21 @@ def _once(compute: Callable[[np.ndarray], np.ndarray], key: str, label: str, coh
     names = cohort.table["sha256"].astype(str).to_numpy()
     with _Store(cache_folder("features") / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.sqlite") as store:
         known = store.read(names)
-        missing, first = np.unique([name for name in names if name not in known], return_index=True)
-        rows = np.flatnonzero([name not in known for name in names])[first]
-        state.wait_for_everyone()
+        lacking = np.flatnonzero(_lacking([name not in known for name in names], state))
+        missing, first = np.unique(names[lacking], return_index=True)
+        rows = lacking[first]
         fresh = _computed(compute, cohort, rows, label, batch_size, state)
         if state.is_main_process:
             store.write(missing, fresh)
     known.update(zip(missing.tolist(), fresh, strict=True))
     return np.stack([known[name] for name in names]) if len(names) else np.zeros((0, 1))
+
+
+def _lacking(here: list[bool], state: PartialState) -> np.ndarray:
+    """What any rank lacks: ranks must agree on the work, even where another run writes to the cache between their reads."""
+    if state.num_processes == 1 or not here:
+        return np.array(here, dtype=bool)
+    return reduce(torch.tensor(here, dtype=torch.float32, device=state.device), "sum").cpu().numpy() > 0
 
 
 def _computed(

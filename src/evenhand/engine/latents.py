@@ -6,12 +6,16 @@ The posterior's mean and standard deviation are kept, so that training still dra
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers import DiffusionPipeline
 
 from evenhand.cohorts.cohort import Cohort
@@ -64,8 +68,9 @@ def latent_cache(pipeline: DiffusionPipeline, cohort: Cohort, accelerator: Accel
     prompts, codes = np.unique(cohort.table["prompt"].astype(str), return_inverse=True)
     key = _key(cohort, model_sha256)
     folder = cache_folder("latents") / key
-    if not (folder / "whole.json").is_file():
-        _fill(folder, pipeline, cohort, [*prompts.tolist(), ""], accelerator)
+    with _held_by_first_rank(folder, accelerator):  # another run may be filling it: wait, then read what it made
+        if not _whole(folder, accelerator):
+            _fill(folder, pipeline, cohort, [*prompts.tolist(), ""], accelerator)
     mean, std, text = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("mean", "std", "text"))
     return LatentCache(mean, std, text, codes)
 
@@ -81,26 +86,36 @@ def _fill(folder: Path, pipeline: DiffusionPipeline, cohort: Cohort, prompts: li
     vae = pipeline.vae.to(accelerator.device)
     pipeline.text_encoder.to(accelerator.device)
     shape = (len(cohort), vae.config.latent_channels, *(2 * [pipeline.unet.config.sample_size]))
-    with _held_by_first_rank(folder, accelerator):
-        if accelerator.is_main_process:
-            for name in ("mean", "std"):
-                np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape).flush()
-            text = torch.cat([encode_prompts(pipeline, prompts[i : i + _BATCH]).cpu() for i in range(0, len(prompts), _BATCH)])
-            write_atomically(folder / "text.npy", lambda path: _save_array(path, text.float().numpy()))
-        accelerator.wait_for_everyone()
-        mean, std = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for name in ("mean", "std"))
-        batches = rank_batches(len(cohort), _BATCH, accelerator.process_index, accelerator.num_processes)
-        with track("latents", len(batches), quiet=not accelerator.is_main_process) as bar, torch.no_grad():
-            for rows in batches:
-                pixels = to_tensor(cohort.pixels(rows), vae.config.in_channels).to(accelerator.device)
-                mean[rows], std[rows] = (part.float().cpu().numpy() for part in encode(vae, pixels))
-                bar.advance()
-        mean.flush()
-        std.flush()
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_json(folder / "whole.json", {"images": len(cohort), "prompts": len(prompts)})
+    if accelerator.is_main_process:
+        for name in ("mean", "std"):
+            _reserve(folder / f"{name}.npy", shape)
+        text = torch.cat([encode_prompts(pipeline, prompts[i : i + _BATCH]).cpu() for i in range(0, len(prompts), _BATCH)])
+        write_atomically(folder / "text.npy", lambda path: _save_array(path, text.float().numpy()))
     accelerator.wait_for_everyone()
+    mean, std = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for name in ("mean", "std"))
+    batches = rank_batches(len(cohort), _BATCH, accelerator.process_index, accelerator.num_processes)
+    with track("latents", len(batches), quiet=not accelerator.is_main_process) as bar, torch.no_grad():
+        for rows in batches:
+            pixels = to_tensor(cohort.pixels(rows), vae.config.in_channels).to(accelerator.device)
+            mean[rows], std[rows] = (part.float().cpu().numpy() for part in encode(vae, pixels))
+            bar.advance()
+    mean.flush()
+    std.flush()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(folder / "whole.json", {"images": len(cohort), "prompts": len(prompts)})
+    accelerator.wait_for_everyone()
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """An array file with its space taken: a full disk is an error here, not a bus error at some later write to the map."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -108,7 +123,16 @@ def _save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def _held_by_first_rank(folder: Path, accelerator: Accelerator):  # type: ignore[no-untyped-def]
-    from contextlib import nullcontext
+def _whole(folder: Path, accelerator: Accelerator) -> bool:
+    """The first rank's answer, so that all ranks do the same."""
+    found = torch.tensor(float((folder / "whole.json").is_file()), device=accelerator.device)
+    return bool(broadcast(found) > 0)
 
-    return claim(folder) if accelerator.is_main_process else nullcontext()
+
+@contextmanager
+def _held_by_first_rank(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    if not accelerator.is_main_process:
+        yield
+        return
+    with claim(folder, wait=True):
+        yield

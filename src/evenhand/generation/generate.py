@@ -31,9 +31,10 @@ from evenhand.core.errors import UserError
 from evenhand.core.progress import console, track
 from evenhand.core.randomness import torch_generator
 from evenhand.engine.batching import rank_batches
+from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.generation.plan import Plan, plan_from_file, plan_like
 from evenhand.models.denoise import decode, sampler, trajectory
-from evenhand.models.pipelines import encode_prompts, image_geometry, load_pipeline, model_hash, overlong
+from evenhand.models.pipelines import encode_prompts, image_geometry, load_pipeline, model_folder, model_hash, overlong
 from evenhand.models.tensors import to_array
 
 _PROGRESS_FILE = ".generation.json"
@@ -73,7 +74,7 @@ def generate(settings: GenerateSettings) -> Cohort:
     Raises:
         UserError: bad plan or model, a folder in use, or a resume with other settings.
     """
-    accelerator = Accelerator(mixed_precision=_precision(settings.precision))
+    accelerator = new_accelerator(settings.precision)
     plan = _plan(settings)
     pipeline = load_pipeline(settings.model)
     with ExitStack() as held:
@@ -90,12 +91,6 @@ def generate(settings: GenerateSettings) -> Cohort:
     return Cohort.load(settings.out)
 
 
-def _precision(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-
-
 def _plan(settings: GenerateSettings) -> Plan:
     like = Cohort.load(settings.like) if settings.like else None
     if settings.plan is not None:
@@ -107,25 +102,29 @@ def _plan(settings: GenerateSettings) -> Plan:
 
 def _begin(settings: GenerateSettings, plan: Plan) -> None:
     """Note what is being made, so that a resume with other settings is refused rather than mixed in."""
-    facts = settings.model_dump(mode="json", exclude={"resume", "out"})
+    facts = settings.model_dump(mode="json", exclude={"resume", "out", "model", "like", "plan"})  # those by content, not by path
     facts["model_sha256"] = model_hash(settings.model)
     facts["plan_sha256"] = hashlib.sha256(plan.table.to_csv(index=False).encode()).hexdigest()
     note = settings.out / _PROGRESS_FILE
+    images = settings.out / IMAGE_FOLDER
     if note.is_file():
         if not settings.resume:
             raise UserError(f"{settings.out}: holds a generation already; go on with --resume, or choose another --out")
         for key, before in read_json(note).items():
+            if facts.get(key) != before and key.endswith("_sha256"):
+                what = key.removesuffix("_sha256")
+                raise UserError(f"{settings.out}: the {what} has changed since this generation began; choose another --out")
             if facts.get(key) != before:
                 raise UserError(
                     f"{settings.out}: --resume with {key} = {facts.get(key)!r}, but it began with {before!r}; choose another --out"
                 )
-        for partial in (settings.out / IMAGE_FOLDER).glob(".*.tmp"):
+        for partial in [*settings.out.glob(".*.tmp"), *images.glob(".*.tmp")]:
             partial.unlink()
-        return
-    if [file for file in settings.out.iterdir() if file.name != ".lock"]:
+    elif [file for file in settings.out.iterdir() if not file.name.startswith(".")]:
         raise UserError(f"{settings.out}: not empty; choose another --out")
-    (settings.out / IMAGE_FOLDER).mkdir()
-    write_json(note, facts)
+    else:
+        write_json(note, facts)
+    images.mkdir(exist_ok=True)
 
 
 def _warn_overlong(pipeline: DiffusionPipeline, plan: Plan, accelerator: Accelerator) -> None:
@@ -216,7 +215,5 @@ def _finish(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPipeline)
 
 
 def _model_provenance(model: str) -> dict:
-    from evenhand.models.pipelines import model_folder
-
     note = model_folder(model) / "evenhand.json"
     return read_json(note) if note.is_file() else {}

@@ -51,7 +51,7 @@ def plan_from_file(path: Path, *, prompt_attributes: Sequence[str] | None, like:
         strata = pd.read_csv(path, dtype="str", keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --plan wants a CSV with a column n") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable CSV ({error}); --plan wants a CSV with a column n") from None
     if "n" not in strata:
         raise UserError(f"{path}: no column 'n'; {did_you_mean('n', strata.columns)}")
@@ -72,7 +72,7 @@ def _stated(prompt_attributes: Sequence[str] | None, attributes: Mapping[str, li
 
 
 def _count(path: Path, row: int, value: str) -> int:
-    if not value.isdigit():
+    if not (value.strip().isascii() and value.strip().isdigit()):
         raise UserError(f"{path}: row {row}: n is {value!r}; write a whole number of images")
     return int(value)
 

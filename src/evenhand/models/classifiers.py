@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import known
 from evenhand.core.progress import track
 from evenhand.core.randomness import generator, torch_generator
-from evenhand.models.pipelines import quiet_libraries
+from evenhand.models.pipelines import LOAD_ERRORS, brief, quiet_libraries
 from evenhand.models.preprocessing import Preprocessing
 from evenhand.models.tensors import to_tensor
 from evenhand.models.tiny import seeded
@@ -82,11 +83,18 @@ class Classifier:
         try:
             with quiet_libraries():
                 model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: cannot load the classifier ({str(error).splitlines()[0]}); it must be safetensors") from None
+        except LOAD_ERRORS as error:
+            raise UserError(
+                f"{folder}: cannot load the classifier ({brief(error)}); it must be a transformers folder with safetensors"
+            ) from None
         for key in ("target", "groups", "temperature"):
             if key not in facts:
                 raise UserError(f"{folder / CALIBRATION_FILE}: no {key!r}; train the classifier again")
+        if model.config.num_labels != len(facts["groups"]):
+            raise UserError(
+                f"{folder / CALIBRATION_FILE}: {len(facts['groups'])} groups, the model tells {model.config.num_labels} apart; "
+                "train the classifier again"
+            )
         return cls(
             model=model.eval(),
             preprocessing=Preprocessing.load(folder),
@@ -107,7 +115,7 @@ class Classifier:
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (n, G) of images (n, H, W) or (n, H, W, 3) in [0, 1]."""
         device = next(self.model.parameters()).device
-        return self.logits(to_tensor(images, 3).to(device)).softmax(1).double().cpu().numpy()
+        return self.logits(to_tensor(images, 3).to(device)).cpu().double().softmax(1).numpy()
 
     @property
     def subjects_sha256(self) -> str:
@@ -168,7 +176,7 @@ def train_classifier(settings: ClassifierSettings) -> Classifier:
     preprocessing = Preprocessing((side, side), None, (0.5,) * 3, (0.5,) * 3)
     _fit(model, preprocessing, train, groups, settings)
     facts = _held_out_facts(model.eval(), preprocessing, labelled, groups, settings)
-    with new_folder(settings.out) as folder:
+    with new_folder(settings.out) as folder, quiet_libraries():
         model.save_pretrained(folder, safe_serialization=True)
         preprocessing.save(folder)
         write_json(folder / CALIBRATION_FILE, facts)
@@ -237,9 +245,7 @@ def _held_out_facts(
     logits, codes = _raw_logits(model, preprocessing, test), _codes(test, settings.target, groups)
     subjects = sorted(set(labelled.split("train").table["subject_id"].astype(str)))
     by_group = {
-        attribute: {
-            group: _auc(logits[mask], codes[mask]) for group in names if (mask := (test.table[attribute] == group).to_numpy()).any() or True
-        }
+        attribute: {group: _auc(logits[mask], codes[mask]) for group in names for mask in [(test.table[attribute] == group).to_numpy()]}
         for attribute, names in labelled.schema.attributes.items()
         if attribute != settings.target
     }
@@ -258,8 +264,6 @@ def _held_out_facts(
 
 
 def _hash_subjects(subjects: list[str]) -> str:
-    import hashlib
-
     return hashlib.sha256("\n".join(subjects).encode()).hexdigest()
 
 

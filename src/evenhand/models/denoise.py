@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
+
+from evenhand.models.pipelines import quiet_libraries
 
 
 def sampler(scheduler: SchedulerMixin, name: str = "dpm++") -> SchedulerMixin:
@@ -58,7 +61,8 @@ def trajectory(
 
     ``generators``, one a sample, feed samplers that draw noise on the way, so that an image depends on its own seed alone.
     """
-    scheduler.set_timesteps(steps, device=noise.device)
+    with quiet_libraries():  # diffusers hands tensors to numpy in a way that numpy warns of
+        scheduler.set_timesteps(steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
     extra = _accepted_generators(scheduler, generators)
     for timestep in scheduler.timesteps:
@@ -69,7 +73,7 @@ def trajectory(
 
 
 def _accepted_generators(scheduler: SchedulerMixin, generators: Sequence[torch.Generator] | None) -> dict[str, list[torch.Generator]]:
-    accepts = "generator" in scheduler.step.__code__.co_varnames
+    accepts = "generator" in inspect.signature(scheduler.step).parameters
     return {"generator": list(generators)} if accepts and generators is not None else {}
 
 

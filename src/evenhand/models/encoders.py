@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
 from evenhand.core.artifacts import sha256_folder
 from evenhand.core.errors import UserError
-from evenhand.models.pipelines import quiet_libraries
+from evenhand.models.pipelines import LOAD_ERRORS, brief, quiet_libraries
 from evenhand.models.preprocessing import Preprocessing
 from evenhand.models.tensors import to_tensor
 
@@ -37,11 +37,11 @@ class Encoder:
             raise UserError(f"{folder}: not an encoder (no config.json); give a transformers vision folder or an Evenhand classifier")
         try:
             with quiet_libraries():
-                config = AutoConfig.from_pretrained(folder, local_files_only=True)
+                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 family = CLIPVisionModelWithProjection if config.model_type == "clip" else AutoModel
                 model = family.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: cannot load the encoder ({str(error).splitlines()[0]}); it must be safetensors") from None
+        except LOAD_ERRORS as error:
+            raise UserError(f"{folder}: cannot load the encoder ({brief(error)}); it must be a folder with safetensors") from None
         return cls(model.eval(), Preprocessing.load(folder), folder.name, sha256_folder(folder))
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from evenhand.core.artifacts import new_folder, read_json, sha256_folder
@@ -21,16 +22,21 @@ from evenhand.core.errors import UserError, did_you_mean
 # Families that training, alignment and generation know. Others answer with this list.
 FAMILIES: dict[str, type[DiffusionPipeline]] = {"StableDiffusionPipeline": StableDiffusionPipeline}
 
+# What diffusers and transformers raise on a folder that is not what it says, down to a truncated file.
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def model_folder(model: str | Path) -> Path:
-    """The pipeline folder behind ``model``, which may be a pipeline folder or a run folder.
+    """The pipeline folder behind ``model``: a pipeline folder, a run folder, or a hub id (``org/name``, fetched once).
 
     Raises:
-        UserError: neither.
+        UserError: none of them.
     """
     path = Path(model)
+    if not path.exists() and _HUB_ID.fullmatch(str(model)):
+        return _fetched(str(model))
     for candidate in (path, path / "model"):
         if (candidate / "model_index.json").is_file():
             return candidate
@@ -40,31 +46,46 @@ def model_folder(model: str | Path) -> Path:
 
 
 def load_pipeline(model: str | Path) -> DiffusionPipeline:
-    """Load a local pipeline or run folder, or a hub model by its id (``org/name``), in float32.
+    """Load what ``model_folder`` finds, in float32.
 
     Weights are read from safetensors only. A safety checker is not loaded: it was trained on web photographs.
 
     Raises:
         UserError: not a model, an unknown family, or weights that are not safetensors.
     """
-    if not Path(model).exists() and _HUB_ID.fullmatch(str(model)):
-        return _from_pretrained(StableDiffusionPipeline, str(model))
     folder = model_folder(model)
-    family = read_json(folder / "model_index.json").get("_class_name", "")
+    index = read_json(folder / "model_index.json")
+    family = str(index.get("_class_name", "")) if isinstance(index, dict) else ""
     if family not in FAMILIES:
         raise UserError(f"{folder}: pipeline class {family!r} is not supported; {did_you_mean(family, FAMILIES)}")
-    return _from_pretrained(FAMILIES[family], str(folder))
-
-
-def _from_pretrained(family: type[DiffusionPipeline], source: str) -> DiffusionPipeline:
     try:
         with quiet_libraries():
-            pipeline = family.from_pretrained(source, use_safetensors=True, safety_checker=None, requires_safety_checker=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{source}: cannot load the model ({reason}); it must be a diffusers folder with safetensors weights") from None
+            pipeline = FAMILIES[family].from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, safety_checker=None, requires_safety_checker=False
+            )
+    except LOAD_ERRORS as error:
+        raise UserError(
+            f"{folder}: cannot load the model ({brief(error)}); it must be a diffusers folder with safetensors weights"
+        ) from None
+    side = pipeline.unet.config.sample_size
+    if not isinstance(side, int):
+        raise UserError(f"{folder}: unet/config.json: sample_size is {side!r}; write the latent's side, one number")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _fetched(name: str) -> Path:
+    try:
+        with quiet_libraries():
+            return Path(DiffusionPipeline.download(name, use_safetensors=True))
+    except LOAD_ERRORS as error:
+        raise UserError(f"{name}: no such folder here, and not to be had from the hub ({brief(error)})") from None
+
+
+def brief(error: BaseException) -> str:
+    """The first line of what a library says, without a final full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
 
 
 def save_pipeline(pipeline: DiffusionPipeline, path: Path) -> None:
@@ -114,6 +135,7 @@ def quiet_libraries() -> Iterator[None]:
     """Keep advice of diffusers and transformers that a user of ours cannot act on from the terminal."""
     loggers: list[Any] = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
+    barred = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     for library in (diffusers_logging, transformers_logging):
@@ -125,5 +147,5 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        for library in (diffusers_logging, transformers_logging):
+        for library in barred:
             library.enable_progress_bar()

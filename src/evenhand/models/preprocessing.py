@@ -38,11 +38,16 @@ class Preprocessing:
         settings = read_json(path)
         resize = _size(settings.get("size"), path) if settings.get("do_resize", True) else None
         crop = _size(settings.get("crop_size"), path) if settings.get("do_center_crop") else None
+        if "crop_pct" in settings and isinstance(resize, int):
+            resize, crop = _convnext(resize, settings["crop_pct"], crop)
         normalize = settings.get("do_normalize", True)
         mean = tuple(settings["image_mean"]) if normalize else (0.0,) * 3
         std = tuple(settings["image_std"]) if normalize else (1.0,) * 3
         crop = (crop, crop) if isinstance(crop, int) else crop
-        return cls(resize, crop, mean, std, _RESAMPLE.get(settings.get("resample", 2), "bilinear"))
+        resample = settings.get("resample", 2)
+        if resample not in _RESAMPLE:
+            raise UserError(f"{path}: resample {resample!r} is not supported; give 0 (nearest), 2 (bilinear) or 3 (bicubic)")
+        return cls(resize, crop, mean, std, _RESAMPLE[resample])
 
     def save(self, folder: Path) -> None:
         """Write the settings in the form that transformers' ViTImageProcessor reads."""
@@ -73,8 +78,8 @@ class Preprocessing:
     def _resized(self, images: torch.Tensor) -> torch.Tensor:
         height, width = images.shape[-2:]
         if isinstance(self.resize, int):
-            scale = self.resize / min(height, width)
-            size = (round(height * scale), round(width * scale))
+            short = min(height, width)
+            size = (self.resize * height // short, self.resize * width // short)  # rounded down, as transformers does
         else:
             assert self.resize is not None
             size = self.resize
@@ -83,6 +88,11 @@ class Preprocessing:
         smooth = self.resample != "nearest"
         resized = F.interpolate(images, size, mode=self.resample, antialias=smooth, align_corners=False if smooth else None)
         return resized.clamp(0, 1)
+
+
+def _convnext(edge: int, crop_pct: float, crop: Any) -> tuple[tuple[int, int] | int, Any]:
+    """ConvNeXt's own rule: small inputs are cut from a larger picture, from 384 px on the picture is warped."""
+    return ((edge, edge), crop) if edge >= 384 else (int(edge / crop_pct), (edge, edge))
 
 
 def _size(size: Any, path: Path) -> tuple[int, int] | int | None:

@@ -85,7 +85,8 @@ class TrainingData:
             name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)
             for name, groups in state.groups.items()
         }
-        content = hashlib.sha256("\n".join(cohort.table["sha256"].astype(str) + cohort.table["prompt"]).encode()).hexdigest()
+        rows = cohort.table[["sha256", "prompt", *state.groups]].astype(str)
+        content = hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()
         return cls(
             cache=cache,
             batches=Batches(len(cohort), settings.batch_size, settings.seed, joint),

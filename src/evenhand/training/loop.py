@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from evenhand.core.artifacts import claim
 from evenhand.core.progress import track
 from evenhand.engine.checkpoints import load_latest, save_checkpoint
+from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.engine.losses import min_snr_weights, per_sample_loss, target_of
 from evenhand.training.data import Piece, TrainingData
 from evenhand.training.log import TrainingLog
-from evenhand.training.run import prepare_folder, publish
+from evenhand.training.run import check_folder, publish
 from evenhand.training.settings import TrainResult, TrainSettings
-from evenhand.training.state import TrainingState, mixed_precision
+from evenhand.training.state import TrainingState
 
 
 def train(settings: TrainSettings) -> TrainResult:
@@ -29,17 +30,20 @@ def train(settings: TrainSettings) -> TrainResult:
     Raises:
         UserError: bad input, a folder in use, or too many steps in a row that are not finite.
     """
-    accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision))
+    accelerator = new_accelerator(settings.precision)
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(claim(settings.out))
         accelerator.wait_for_everyone()
-        prepare_folder(settings, accelerator)
+        if accelerator.is_main_process:
+            check_folder(settings)
         state = TrainingState.create(settings, accelerator)
         data = TrainingData.prepare(settings, state, accelerator)
-        checkpoint = load_latest(settings.out / "checkpoints") if settings.resume else None
+        checkpoint = load_latest(settings.out / "checkpoints", quiet=not accelerator.is_main_process) if settings.resume else None
         if checkpoint is not None:
             state.restore(checkpoint, data.fingerprint)
+        if accelerator.is_main_process:  # not before: a run with a fault in its input has not begun
+            settings.save(settings.out / "config.yaml")
         log = TrainingLog(settings.out / "log.jsonl", data.groups, state.step, active=accelerator.is_main_process)
         stop = held.enter_context(_StopSignal())
         return _run(settings, accelerator, state, data, log, stop)

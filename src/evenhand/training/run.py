@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
 
-from evenhand.core.artifacts import new_folder, provenance, write_json
+from evenhand.core.artifacts import new_folder, provenance, read_json, write_json
 from evenhand.core.errors import UserError
 from evenhand.engine.checkpoints import checkpoint_folders
 from evenhand.models.adapters import merge_lora, save_lora
@@ -18,20 +17,17 @@ from evenhand.training.settings import RESUMABLE, TrainSettings
 from evenhand.training.state import TrainingState, trainable_pipeline
 
 
-def prepare_folder(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Begin a run, or check that ``--resume`` goes on with the same settings.
+def check_folder(settings: TrainSettings) -> None:
+    """Whether a run may begin in ``settings.out``, or go on there with ``--resume``.
 
     Raises:
-        UserError: the folder holds another run, or settings differ that would change the result.
+        UserError: the folder holds something else, or settings differ that would change the result.
     """
-    if accelerator.is_main_process:
-        config = settings.out / "config.yaml"
-        if config.is_file():
-            _same_run(settings, config)
-        elif [file for file in settings.out.iterdir() if file.name != ".lock"]:
-            raise UserError(f"{settings.out}: not empty, and not a run; choose another --out")
-        settings.save(config)
-    accelerator.wait_for_everyone()
+    config = settings.out / "config.yaml"
+    if config.is_file():
+        _same_run(settings, config)
+    elif [file for file in settings.out.iterdir() if not file.name.startswith(".")]:
+        raise UserError(f"{settings.out}: not empty, and not a run; choose another --out")
 
 
 def _same_run(settings: TrainSettings, config: Path) -> None:
@@ -52,17 +48,22 @@ def publish(settings: TrainSettings, state: TrainingState, data: TrainingData, a
     """Write the model with averaged weights as ``OUT/model``; a LoRA run adds ``OUT/lora`` and folds it into the model."""
     target = settings.out / "model"
     weights = state.averaged_weights()  # every rank takes part: its weights may be sharded
-    if accelerator.is_main_process and not target.exists():
+    if accelerator.is_main_process and _steps_behind(target) != state.step:
         pipeline, _ = trainable_pipeline(settings)
         pipeline.unet.load_state_dict(weights, strict=False)
         if settings.lora is not None:
-            shutil.rmtree(settings.out / "lora", ignore_errors=True)
-            with new_folder(settings.out / "lora") as folder:
+            with new_folder(settings.out / "lora", replace=True) as folder:
                 save_lora(pipeline, folder)
             merge_lora(pipeline)
-        with new_folder(target) as folder, quiet_libraries():
+        with new_folder(target, replace=True) as folder, quiet_libraries():
             pipeline.save_pretrained(folder, safe_serialization=True)
             facts = {"trained_on": str(settings.cohort), **data.fingerprint, "steps": state.step, "skipped": state.skipped}
             write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), seed=settings.seed, **facts))
     accelerator.wait_for_everyone()
     return target
+
+
+def _steps_behind(model: Path) -> int | None:
+    """Steps of the model that stands there already; a run that goes on with more steps replaces it."""
+    note = model / "evenhand.json"
+    return read_json(note).get("steps") if note.is_file() else None

@@ -12,8 +12,9 @@ from evenhand.core.config import Settings
 from evenhand.core.errors import did_you_mean
 from evenhand.training.weighting import METHODS
 
-# Settings that may differ between a run and its resumption: they change how long or how fast, never what is computed.
-RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "resume", "workers", "compile")
+# Settings that may differ between a run and its resumption: they change how long, how fast or under which path, never what is
+# computed. That model and cohort are the same is known by their hashes.
+RESUMABLE = ("model", "cohort", "out", "steps", "log_every", "checkpoint_every", "keep_checkpoints", "resume")
 
 
 class TrainSettings(Settings):

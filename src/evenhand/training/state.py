@@ -12,9 +12,9 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_state_dict,
+    get_optimizer_state_dict,
     set_model_state_dict,
-    set_state_dict,
+    set_optimizer_state_dict,
 )
 
 from evenhand.cohorts.cohort import Cohort
@@ -28,15 +28,6 @@ from evenhand.training.settings import TrainSettings
 from evenhand.training.weighting import METHODS, WeightingMethod
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
-
-
-def mixed_precision(wanted: str) -> str:
-    """``auto`` takes bf16 where the GPU has it, else fp16; a CPU computes in float32."""
-    if wanted != "auto":
-        return wanted
-    if not torch.cuda.is_available():
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 @dataclass
@@ -112,7 +103,9 @@ class TrainingState:
 
     def snapshot(self, fingerprint: dict[str, str]) -> Checkpoint:
         """Everything that resume needs, as tensors and JSON."""
-        model, optimizer = get_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
+        model, optimizer = get_model_state_dict(self.denoiser, options=_WHOLE), {}
+        if self._plain_optimizer().state:  # where there is none yet, torch would make one by a step of its own, and count it
+            optimizer = get_optimizer_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
         tensors = {
             "model": self._trained(model),
             "averages": self.averaged_weights(),
@@ -144,18 +137,23 @@ class TrainingState:
         for what, before in facts["fingerprint"].items():
             if fingerprint.get(what) != before:
                 raise UserError(f"{self.settings.out}: the {what} has changed since this run began; start a new run with another --out")
-        model, optimizer = get_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
+        model = get_model_state_dict(self.denoiser, options=_WHOLE)
         set_model_state_dict(self.denoiser, {**model, **checkpoint.tensors["averages"]}, options=_WHOLE)
         self.averages.adopt(facts["averages_updates"])
-        optimizer.update(checkpoint.tensors["optimizer"])
-        optimizer.update({name: _as_before(optimizer.get(name), value) for name, value in facts["optimizer"].items()})
-        model.update(checkpoint.tensors["model"])
-        set_state_dict(self.denoiser, self._plain_optimizer(), model_state_dict=model, optim_state_dict=optimizer, options=_WHOLE)
+        set_model_state_dict(self.denoiser, {**model, **checkpoint.tensors["model"]}, options=_WHOLE)
+        if checkpoint.tensors["optimizer"]:
+            self._restore_optimizer(checkpoint.tensors["optimizer"], facts["optimizer"])
         if self.scaler is not None and facts["scaler"] is not None:
             self.scaler.load_state_dict(facts["scaler"])
         self.method.load_state_dict(facts["method"])
         self.step = checkpoint.step
         self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
+
+    def _restore_optimizer(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        state = get_optimizer_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
+        state.update(tensors)
+        state.update({name: _as_before(state.get(name), value) for name, value in facts.items()})
+        set_optimizer_state_dict(self.denoiser, self._plain_optimizer(), state, options=_WHOLE)
 
     def _trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         names = {_plain(name) for name, parameter in self.denoiser.named_parameters() if parameter.requires_grad}
