@@ -12,9 +12,9 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
+    get_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
+    set_state_dict,
 )
 
 from evenhand.cohorts.cohort import Cohort
@@ -27,7 +27,9 @@ from evenhand.models.pipelines import load_pipeline, model_hash, training_schedu
 from evenhand.training.settings import TrainSettings
 from evenhand.training.weighting import METHODS, WeightingMethod
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+# torch can flatten the optimizer's state too, but then cannot load it where nothing is sharded (a KeyError up to 2.13)
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_OF = "|"  # between a parameter's name and what the optimizer keeps of it
 
 
 @dataclass
@@ -103,16 +105,16 @@ class TrainingState:
 
     def snapshot(self, fingerprint: dict[str, str]) -> Checkpoint:
         """Everything that resume needs, as tensors and JSON."""
-        model, optimizer = get_model_state_dict(self.denoiser, options=_WHOLE), {}
+        model, optimizer = get_model_state_dict(self.denoiser, options=_WHOLE), {"state": {}, "param_groups": []}
         if self._plain_optimizer().state:  # where there is none yet, torch would make one by a step of its own, and count it
-            optimizer = get_optimizer_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
+            model, optimizer = get_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
         tensors = {
             "model": self._trained(model),
             "averages": self.averaged_weights(),
-            "optimizer": {name: value for name, value in optimizer.items() if isinstance(value, torch.Tensor)},
+            "optimizer": {f"{name}{_OF}{key}": value for name, part in optimizer["state"].items() for key, value in part.items()},
         }
         facts = {
-            "optimizer": {name: value for name, value in optimizer.items() if not isinstance(value, torch.Tensor)},
+            "optimizer": optimizer["param_groups"],
             "averages_updates": self.averages.updates,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "method": self.method.state_dict(),
@@ -140,20 +142,29 @@ class TrainingState:
         model = get_model_state_dict(self.denoiser, options=_WHOLE)
         set_model_state_dict(self.denoiser, {**model, **checkpoint.tensors["averages"]}, options=_WHOLE)
         self.averages.adopt(facts["averages_updates"])
-        set_model_state_dict(self.denoiser, {**model, **checkpoint.tensors["model"]}, options=_WHOLE)
+        model.update(checkpoint.tensors["model"])
         if checkpoint.tensors["optimizer"]:
-            self._restore_optimizer(checkpoint.tensors["optimizer"], facts["optimizer"])
+            self._restore_both(model, checkpoint.tensors["optimizer"], facts["optimizer"])
+        else:
+            set_model_state_dict(self.denoiser, model, options=_WHOLE)
         if self.scaler is not None and facts["scaler"] is not None:
             self.scaler.load_state_dict(facts["scaler"])
         self.method.load_state_dict(facts["method"])
         self.step = checkpoint.step
         self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
 
-    def _restore_optimizer(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-        state = get_optimizer_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
-        state.update(tensors)
-        state.update({name: _as_before(state.get(name), value) for name, value in facts.items()})
-        set_optimizer_state_dict(self.denoiser, self._plain_optimizer(), state, options=_WHOLE)
+    def _restore_both(self, model: dict[str, Any], tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> None:
+        optimizer: dict[str, Any] = {"state": {}, "param_groups": groups}
+        for name, value in tensors.items():
+            parameter, _, key = name.rpartition(_OF)
+            optimizer["state"].setdefault(parameter, {})[key] = value
+        set_state_dict(self.denoiser, self._plain_optimizer(), model_state_dict=model, optim_state_dict=optimizer, options=_WHOLE)
+        for group in self._plain_optimizer().param_groups:  # JSON knows no tuples
+            group["betas"] = tuple(group["betas"])
+        for parameter, part in self._plain_optimizer().state.items():
+            for key, value in part.items():
+                if value.shape == parameter.shape:  # the fused kernel walks memory: averages must lie as the weights do (channels last)
+                    part[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def _trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         names = {_plain(name) for name, parameter in self.denoiser.named_parameters() if parameter.requires_grad}
@@ -173,11 +184,6 @@ def trainable_pipeline(settings: TrainSettings) -> tuple[DiffusionPipeline, list
     if settings.lora is not None:
         return pipeline, add_lora(pipeline.unet, settings.lora, derive_seed(settings.seed, "lora"))
     return pipeline, list(pipeline.unet.requires_grad_(True).parameters())
-
-
-def _as_before(now: Any, value: Any) -> Any:
-    """JSON knows no tuples: AdamW's betas come back as a list."""
-    return tuple(value) if isinstance(now, tuple) else value
 
 
 def _plain(name: str) -> str:
