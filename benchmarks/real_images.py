@@ -52,7 +52,7 @@ class World:
     conditions: list[str] | None
     classifier_epochs: float
     autoencoder_steps: int = 600
-    train_steps: int = 1500
+    train_steps: int = 1000
 
 
 WORLDS = {
