@@ -92,7 +92,7 @@ def full_disk(root: Path, allowed: int) -> Iterator[FullDisk]:
         patch.setattr(safetensors.torch, "save_file", disk.save_file)
         patch.setattr(evenhand.engine.checkpoints, "save_file", disk.save_file)
         patch.setattr(transformers.modeling_utils, "safe_save_file", disk.save_file)
-        patch.setattr(pd.DataFrame, "to_parquet", lambda table, path, **named: disk.to_parquet(table, path, **named))
+        patch.setattr(pd.DataFrame, "to_parquet", _method(disk))
         yield disk
 
 
@@ -113,3 +113,10 @@ def fail_at_every_write(root: Path, work: Callable[[], object], after_failure: C
             return allowed
         after_failure()
     raise AssertionError("the work writes without end")
+
+
+def _method(disk: FullDisk) -> Callable[..., None]:
+    def to_parquet(table: pd.DataFrame, path: Any, **named: Any) -> None:  # a bound method would not receive the table
+        disk.to_parquet(table, path, **named)
+
+    return to_parquet

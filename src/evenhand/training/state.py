@@ -105,7 +105,8 @@ class TrainingState:
 
     def snapshot(self, fingerprint: dict[str, str]) -> Checkpoint:
         """Everything that resume needs, as tensors and JSON."""
-        model, optimizer = get_model_state_dict(self.denoiser, options=_WHOLE), {"state": {}, "param_groups": []}
+        model: dict[str, Any] = get_model_state_dict(self.denoiser, options=_WHOLE)
+        optimizer: dict[str, Any] = {"state": {}, "param_groups": []}
         if self._plain_optimizer().state:  # where there is none yet, torch would make one by a step of its own, and count it
             model, optimizer = get_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
         tensors = {
