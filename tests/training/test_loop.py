@@ -1,0 +1,197 @@
+"""The loop: steps that are not finite, the log by group, LoRA, a full disk."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from full_disk import fail_at_every_write, full_disk
+from safetensors.torch import load_file
+from training.runs import last_checkpoint, settings_for
+
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.artifacts import is_disk_full, manifest_faults
+from evenhand.core.errors import UserError
+from evenhand.engine.batching import Batches
+from evenhand.engine.checkpoints import checkpoint_folders
+from evenhand.training import loop
+from evenhand.training.loop import train
+from evenhand.training.settings import TrainSettings
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EVENHAND_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def _poison(cache: Path, rows: list[int]) -> None:
+    """Make cached latents of some rows NaN, as a damaged image or an overflowing autoencoder would."""
+    (file,) = cache.glob("latents/*/mean.npy")
+    latents = np.load(file)
+    latents[rows] = np.nan
+    np.save(file, latents)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny: Path, brain: Path, tmp_path: Path, own_cache: Path) -> None:
+    settings = settings_for(tiny, brain, tmp_path / "run", steps=8, log_every=1, checkpoint_every=20)
+    train(settings.model_copy(update={"out": tmp_path / "first", "steps": 1}))
+    n = len(Cohort.load(brain).split("train"))
+    bad = int(Batches(n, 4, settings.seed).at(2)[0])  # step 2 of the first epoch, and no other of these eight
+    _poison(own_cache, [bad])
+    result = train(settings)
+    assert result.skipped == 1 and result.steps == 8
+    checkpoint = last_checkpoint(settings.out)
+    assert checkpoint.facts["skipped"] == 1 and checkpoint.facts["averages_updates"] == 7
+    assert all(tensor.isfinite().all() for part in checkpoint.tensors.values() for tensor in part.values())
+    assert {float(checkpoint.tensors["optimizer"][name]) for name in checkpoint.tensors["optimizer"] if name.endswith("|step")} == {7.0}
+    lines = [json.loads(line) for line in (settings.out / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert lines[2]["loss"] is None and lines[2]["gradient_norm"] is None  # JSON has no NaN
+    assert all(line["loss"] > 0 for line in lines if line["step"] != 3)
+
+
+def test_too_many_in_a_row_stop_the_run(tiny: Path, brain: Path, tmp_path: Path, own_cache: Path) -> None:
+    settings = settings_for(tiny, brain, tmp_path / "run", steps=6, checkpoint_every=1, max_skipped=3)
+    train(settings.model_copy(update={"steps": 1}))
+    _poison(own_cache, list(range(len(Cohort.load(brain).split("train")))))
+    with pytest.raises(UserError) as error:
+        train(settings.model_copy(update={"resume": True}))
+    assert str(error.value) == (
+        "training stopped at step 4: 3 steps in a row had a loss or gradient that is not finite; "
+        "lower --learning-rate, or check the cohort and the model"
+    )
+    assert all(tensor.isfinite().all() for tensor in last_checkpoint(settings.out).tensors["model"].values())
+
+
+def test_a_checkpoint_before_the_first_update_disturbs_nothing(tiny: Path, brain: Path, tmp_path: Path, own_cache: Path) -> None:
+    settings = settings_for(tiny, brain, tmp_path / "often", steps=3, checkpoint_every=1)
+    train(settings.model_copy(update={"out": tmp_path / "first", "steps": 1}))
+    _poison(own_cache, [int(Batches(len(Cohort.load(brain).split("train")), 4, settings.seed).at(0)[0])])
+    train(settings.model_copy(update={"steps": 1}))  # its only step is skipped: no averages of gradients yet
+    assert not (last_checkpoint(settings.out).tensors).get("optimizer")
+    train(settings.model_copy(update={"resume": True}))
+    train(settings.model_copy(update={"out": tmp_path / "once", "checkpoint_every": 9}))
+    a, b = last_checkpoint(settings.out), last_checkpoint(tmp_path / "once")
+    assert all(torch.equal(a.tensors[part][name], b.tensors[part][name]) for part in b.tensors for name in b.tensors[part])
+
+
+def test_the_log_tells_the_loss_by_group_and_an_absent_group_has_none(tiny: Path, brain: Path, tmp_path: Path) -> None:
+    cohort = Cohort.load(brain)
+    schema = cohort.schema.model_copy(update={"attributes": {**cohort.schema.attributes, "sex": ["male", "female", "intersex"]}})
+    Cohort(schema, cohort.table, cohort.root).save(tmp_path / "cohort")
+    train(settings_for(tiny, tmp_path / "cohort", tmp_path / "run", steps=4, log_every=2, warmup=4))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3 * 2 / 4, 1e-3])
+    for line in lines:
+        by_sex = line["loss_by_group"]["sex"]
+        assert by_sex["intersex"] == {"n": 0, "loss": None}
+        assert sum(entry["n"] for entry in by_sex.values()) == 8
+        mean = sum(entry["n"] * (entry["loss"] or 0) for entry in by_sex.values()) / 8
+        assert mean == pytest.approx(line["loss"], rel=1e-6)
+
+
+def test_min_snr_changes_the_gradient_not_the_reported_loss(tiny: Path, brain: Path, tmp_path: Path) -> None:
+    first = {}
+    for gamma in (None, 0.1):
+        run = tmp_path / f"run-{gamma}"
+        train(settings_for(tiny, brain, run, steps=1, log_every=1, min_snr=gamma))
+        first[gamma] = json.loads((run / "log.jsonl").read_text().splitlines()[0])
+    assert first[None]["loss"] == first[0.1]["loss"]
+    assert first[0.1]["gradient_norm"] < 0.5 * first[None]["gradient_norm"]
+
+
+def test_lora_trains_only_its_own_and_is_folded_into_the_model(tiny: Path, brain: Path, tmp_path: Path) -> None:
+    from evenhand.models.pipelines import load_pipeline
+
+    settings = settings_for(tiny, brain, tmp_path / "run", steps=2, lora=2, learning_rate=1e-2, ema=0.0)
+    train(settings)
+    assert all(".lora_" in name for name in last_checkpoint(settings.out).tensors["model"])
+    base, merged = load_pipeline(tiny), load_pipeline(settings.out)
+    before, after = base.unet.state_dict(), merged.unet.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(any(part in name for part in ("to_q", "to_k", "to_v", "to_out.0")) for name in changed)
+    base.load_lora_weights(settings.out / "lora")
+    latents, text = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(1, 4, 64)
+    with torch.no_grad():
+        a, b = (pipe.unet(latents, 500, encoder_hidden_states=text).sample for pipe in (base, merged))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_has_the_averaged_weights(tiny: Path, brain: Path, tmp_path: Path) -> None:
+    settings = settings_for(tiny, brain, tmp_path / "run", steps=3, ema=0.5)
+    train(settings)
+    weights = load_file(settings.out / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    checkpoint = last_checkpoint(settings.out)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in checkpoint.tensors["averages"].items())
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in checkpoint.tensors["model"].items())
+
+
+def test_on_a_full_disk_the_old_model_and_the_checkpoints_survive(
+    tiny: Path, brain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tiny, brain, tmp_path / "run", steps=1, lora=2)
+    train(settings)
+    old = (settings.out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    publish = loop.publish
+
+    def look() -> None:
+        names = {path.name for path in settings.out.iterdir() if not path.name.startswith(".")}
+        assert names == {"checkpoints", "config.yaml", "log.jsonl", "model", "lora"}
+        assert (settings.out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == old
+        assert (settings.out / "model" / "model_index.json").is_file()
+        assert all(not manifest_faults(folder) for folder in checkpoint_folders(settings.out / "checkpoints"))
+
+    writes = []
+
+    def with_little_space(*args) -> Path:  # type: ignore[no-untyped-def]
+        writes.append(fail_at_every_write(settings.out, lambda: publish(*args), look))
+        return settings.out / "model"
+
+    monkeypatch.setattr(loop, "publish", with_little_space)
+    train(settings.model_copy(update={"steps": 2, "resume": True}))
+    assert writes[0] >= 8  # weights and settings of each part of the pipeline
+    assert (settings.out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() != old
+
+
+def test_a_run_that_met_a_full_disk_goes_on(tiny: Path, brain: Path, tmp_path: Path, own_cache: Path) -> None:
+    settings = settings_for(tiny, brain, tmp_path / "run", steps=2, checkpoint_every=1)
+    for allowed in itertools.count(0, 5):
+        with full_disk(tmp_path, allowed) as disk:  # cache and run
+            try:
+                train(settings.model_copy(update={"resume": True}))
+            except Exception as error:
+                assert disk.tripped and is_disk_full(error), error
+        if not disk.tripped:
+            break
+        assert not [file for file in own_cache.rglob("whole.json") if not (file.parent / "text.npy").is_file()]
+    train(settings.model_copy(update={"out": tmp_path / "undisturbed"}))
+    a, b = last_checkpoint(settings.out), last_checkpoint(tmp_path / "undisturbed")
+    assert all(torch.equal(a.tensors[part][name], b.tensors[part][name]) for part in b.tensors for name in b.tensors[part])
+
+
+def test_cached_latents_take_their_space_before_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    from evenhand.engine.latents import _reserve
+
+    def full(descriptor: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        _reserve(tmp_path / "mean.npy", (10, 4, 16, 16))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_checked_with_near_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        TrainSettings.resolve(None, model="m", cohort="c", out="o", method="unifrom")
+    assert str(error.value) == "--method: unknown method; did you mean 'uniform'? There is: uniform (got 'unifrom')"
