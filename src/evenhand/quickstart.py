@@ -34,12 +34,12 @@ class QuickstartSettings(Settings):
     size: int = 32
     clip_steps: int = Field(100, ge=0)
     autoencoder_steps: int = Field(300, ge=0)
-    train_steps: int = Field(600, ge=1)
-    train_batch: int = Field(64, ge=1)
+    train_steps: int = Field(1200, ge=1)
+    train_batch: int = Field(32, ge=1)
     generated: int = Field(1000, ge=10)
-    solver_steps: int = Field(20, ge=1)
-    guidance_scale: float = Field(1.5, ge=1)
-    judge_epochs: float = Field(4, gt=0)
+    solver_steps: int = Field(25, ge=1)
+    guidance_scale: float = Field(1.0, ge=1, description="above 1 the larger group grows")
+    judge_epochs: float = Field(3, gt=0)
     seed: int = 0
 
 
@@ -96,7 +96,6 @@ def _model(settings: QuickstartSettings, out: Path) -> None:
                 warmup=min(50, settings.train_steps),
                 schedule="cosine",
                 ema=0.995,
-                min_snr=5.0,
                 seed=settings.seed,
                 resume=(out / "run" / "config.yaml").exists(),
             )
