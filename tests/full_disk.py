@@ -42,7 +42,8 @@ class FullDisk:
 
     def save_file(self, tensors: Any, path: Any, metadata: Any = None) -> None:
         if self.holds(path) and not self.has_space():
-            Path(path).write_bytes(b"half")
+            with _open(path, "wb") as file:
+                file.write(b"half")
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         _save_file(tensors, path, metadata)
 

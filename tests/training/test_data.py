@@ -120,7 +120,8 @@ def _message(**changes: object) -> str:
 def test_faults_of_the_input_are_named(tiny: Path, brain: Path, tmp_path: Path) -> None:
     base = {"model": tiny, "cohort": brain, "out": tmp_path / "run"}
     assert _message(**base, batch_size=6, accumulation=4) == "--batch-size 6: not a multiple of processes x accumulation (4)"
-    assert _message(**base, attributes=["sexe"]).startswith(f"--attributes: {brain} has no attribute 'sexe'; did you mean 'sex'? There is: ")
+    near = f"--attributes: {brain} has no attribute 'sexe'; did you mean 'sex'? There is: "
+    assert _message(**base, attributes=["sexe"]).startswith(near)
     cohort = Cohort.load(brain)
     cohort.split("test").save(tmp_path / "test")
     assert _message(**{**base, "cohort": tmp_path / "test"}) == (

@@ -6,13 +6,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import PartialState
-
 from evenhand.audit.readings import stated
 from evenhand.audit.result import JudgeFacts
 from evenhand.cohorts.cohort import SCHEMA_FILE, TABLE_FILE, Cohort
 from evenhand.core.artifacts import sha256_folder
 from evenhand.core.errors import UserError
+from evenhand.engine.devices import processes
 from evenhand.models.classifiers import Classifier, ClassifierSettings, train_classifier
 
 
@@ -82,7 +81,7 @@ def _trained(real: Cohort, target: str, folder: Path, arch: str, epochs: float, 
     """The name holds what it was made from: another cohort, seed or length makes another folder, and nothing is overwritten."""
     made_of = f"{arch} {epochs:g} {seed} {cohort_hash(real)}"
     out = folder / f"{target}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
-    state = PartialState()
+    state = processes()
     if state.is_main_process and not out.is_dir():
         facts = {"cohort": real.root, "target": target, "out": out, "arch": arch, "epochs": epochs, "seed": seed}
         train_classifier(ClassifierSettings.model_validate(facts))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accelerate import PartialState
 from pydantic import Field
 
 from evenhand.audit.findings import caveats, headline_findings
@@ -23,6 +22,7 @@ from evenhand.cohorts.cohort import Cohort, write_table
 from evenhand.core.artifacts import claim, provenance
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
+from evenhand.engine.devices import processes
 from evenhand.engine.features import cohort_features, cohort_predictions
 from evenhand.models.encoders import Encoder
 
@@ -90,12 +90,12 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
         quality, encoders = _quality(compared, readings, settings)
         semantics = _semantics(compared, readings, settings)
         result = _result(settings, (real, real_rows), compared, presence, quality, encoders, semantics)
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             sides = {"real": compared_real, "synthetic": synthetic}
             groups = {name: judge.groups for name, judge in judges.by_target.items()}
             write_table(settings.out.with_suffix(".parquet"), per_image_table(sides, readings, scores, groups))
             result.save(settings.out)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
     return result
 
 
@@ -115,7 +115,7 @@ def _check(settings: AuditSettings, real: Cohort, synthetic: Cohort) -> None:
 def _claimed(out: Path) -> Iterator[Path]:
     """The folder of judges beside audit.json, held by this run; gone again where nothing was trained."""
     folder = out.parent / f"{out.stem}-judges"
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         yield folder
         return
     with claim(folder):

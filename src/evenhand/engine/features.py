@@ -16,26 +16,27 @@ from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import cache_folder
 from evenhand.core.progress import track
 from evenhand.engine.batching import rank_batches
+from evenhand.engine.devices import processes
 from evenhand.models.classifiers import Classifier
 from evenhand.models.encoders import Encoder
 
 
 def cohort_features(encoder: Encoder, cohort: Cohort, *, batch_size: int = 64) -> np.ndarray:
     """Features (n, d), float32, in the order of the cohort's table."""
-    encoder.to(PartialState().device)
+    encoder.to(processes().device)
     return _once(encoder.features, f"features-{encoder.sha256}", f"features {encoder.name}", cohort, batch_size).astype(np.float32)
 
 
 def cohort_predictions(classifier: Classifier, cohort: Cohort, *, batch_size: int = 64) -> np.ndarray:
     """Calibrated probabilities (n, G), in the order of the cohort's table."""
-    classifier.to(PartialState().device)
+    classifier.to(processes().device)
     key = f"judge-{classifier.sha256}-{classifier.temperature!r}"
     return _once(classifier.predict, key, f"judge {classifier.target}", cohort, batch_size)
 
 
 def _once(compute: Callable[[np.ndarray], np.ndarray], key: str, label: str, cohort: Cohort, batch_size: int) -> np.ndarray:
     """Compute what the cache lacks. Equal images are computed once, whatever their names."""
-    state = PartialState()
+    state = processes()
     names = cohort.table["sha256"].astype(str).to_numpy()
     with _Store(cache_folder("features") / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.sqlite") as store:
         known = store.read(names)

@@ -29,6 +29,7 @@ from evenhand.training.weighting import METHODS, WeightingMethod
 
 # torch can flatten the optimizer's state too, but then cannot load it where nothing is sharded (a KeyError up to 2.13)
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_PART = StateDictOptions(full_state_dict=True, strict=False)  # a checkpoint holds what is trained, and no more
 _OF = "|"  # between a parameter's name and what the optimizer keeps of it
 
 
@@ -106,16 +107,16 @@ class TrainingState:
     def snapshot(self, fingerprint: dict[str, str]) -> Checkpoint:
         """Everything that resume needs, as tensors and JSON."""
         model: dict[str, Any] = get_model_state_dict(self.denoiser, options=_WHOLE)
-        optimizer: dict[str, Any] = {"state": {}, "param_groups": []}
+        optimizer: dict[str, Any] = {}  # and so it stays on all ranks but the first, which writes
         if self._plain_optimizer().state:  # where there is none yet, torch would make one by a step of its own, and count it
             model, optimizer = get_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
         tensors = {
             "model": self._trained(model),
             "averages": self.averaged_weights(),
-            "optimizer": {f"{name}{_OF}{key}": value for name, part in optimizer["state"].items() for key, value in part.items()},
+            "optimizer": {f"{name}{_OF}{key}": value for name, part in optimizer.get("state", {}).items() for key, value in part.items()},
         }
         facts = {
-            "optimizer": optimizer["param_groups"],
+            "optimizer": optimizer.get("param_groups"),
             "averages_updates": self.averages.updates,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "method": self.method.state_dict(),
@@ -140,14 +141,15 @@ class TrainingState:
         for what, before in facts["fingerprint"].items():
             if fingerprint.get(what) != before:
                 raise UserError(f"{self.settings.out}: the {what} has changed since this run began; start a new run with another --out")
-        model = get_model_state_dict(self.denoiser, options=_WHOLE)
-        set_model_state_dict(self.denoiser, {**model, **checkpoint.tensors["averages"]}, options=_WHOLE)
+        tensors = checkpoint.tensors
+        if tensors["model"].keys() != self._trained_names() or tensors["averages"].keys() != tensors["model"].keys():
+            raise UserError(f"{self.settings.out}: the checkpoint holds other parameters than are trained now; start a new run")
+        set_model_state_dict(self.denoiser, tensors["averages"], options=_PART)
         self.averages.adopt(facts["averages_updates"])
-        model.update(checkpoint.tensors["model"])
-        if checkpoint.tensors["optimizer"]:
-            self._restore_both(model, checkpoint.tensors["optimizer"], facts["optimizer"])
+        if tensors.get("optimizer"):
+            self._restore_both(tensors["model"], tensors["optimizer"], facts["optimizer"])
         else:
-            set_model_state_dict(self.denoiser, model, options=_WHOLE)
+            set_model_state_dict(self.denoiser, tensors["model"], options=_PART)
         if self.scaler is not None and facts["scaler"] is not None:
             self.scaler.load_state_dict(facts["scaler"])
         self.method.load_state_dict(facts["method"])
@@ -159,7 +161,7 @@ class TrainingState:
         for name, value in tensors.items():
             parameter, _, key = name.rpartition(_OF)
             optimizer["state"].setdefault(parameter, {})[key] = value
-        set_state_dict(self.denoiser, self._plain_optimizer(), model_state_dict=model, optim_state_dict=optimizer, options=_WHOLE)
+        set_state_dict(self.denoiser, self._plain_optimizer(), model_state_dict=model, optim_state_dict=optimizer, options=_PART)
         for group in self._plain_optimizer().param_groups:  # JSON knows no tuples
             group["betas"] = tuple(group["betas"])
         for parameter, part in self._plain_optimizer().state.items():
@@ -168,8 +170,11 @@ class TrainingState:
                     part[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def _trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        names = {_plain(name) for name, parameter in self.denoiser.named_parameters() if parameter.requires_grad}
+        names = self._trained_names()
         return {name: value for name, value in weights.items() if name in names}
+
+    def _trained_names(self) -> set[str]:
+        return {_plain(name) for name, parameter in self.denoiser.named_parameters() if parameter.requires_grad}
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)

@@ -1,0 +1,117 @@
+"""Plans: the mix of a cohort, a file with its faults named, and what was not asked is unspecified."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.errors import UserError
+from evenhand.core.randomness import derive_seed
+from evenhand.generation.plan import Plan, plan_from_file, plan_like
+
+
+@pytest.fixture(scope="module")
+def cohort(brain: Path) -> Cohort:
+    return Cohort.load(brain)
+
+
+def test_a_plan_has_the_joint_mix_of_its_cohort(cohort: Cohort) -> None:
+    names = ["sex", "age_group", "tumour"]
+    plan = plan_like(cohort, 2 * len(cohort), prompt_attributes=None, seed=0)
+    asked = Counter(plan.table[names].itertuples(index=False, name=None))
+    there = Counter(cohort.table[names].itertuples(index=False, name=None))
+    assert asked == {values: 2 * count for values, count in there.items()}
+    assert plan.table["sample_id"].tolist() == list(range(240))
+    assert plan.table["seed"].tolist() == [derive_seed(0, "image", i) for i in range(240)]
+    row = plan.table.iloc[0]
+    finding = "without tumour" if row["tumour"] == "none" else "with tumour"
+    assert row["prompt"] == f"Brain MR slice of a {row['sex']} {row['age_group']} patient {finding}"
+
+
+def test_what_the_prompts_do_not_state_is_unspecified(cohort: Cohort) -> None:
+    plan = plan_like(cohort, 10, prompt_attributes=["age_group"], seed=0)
+    assert set(plan.table["sex"]) == {"unspecified"}
+    assert set(plan.table["age_group"]) == {"young", "old"} and "unspecified" not in set(plan.table["tumour"])
+    assert not any("male" in prompt for prompt in plan.table["prompt"])
+    silent = plan_like(cohort, 10, prompt_attributes=[], seed=0)
+    assert set(silent.table["sex"]) == set(silent.table["age_group"]) == {"unspecified"}
+    assert set(silent.table["prompt"]) == {"Brain MR slice of a patient with tumour", "Brain MR slice of a patient without tumour"}
+
+
+def test_unknown_values_are_left_out_of_the_mix(cohort: Cohort) -> None:
+    table = cohort.table.copy()
+    table.loc[table["sex"] == "female", "sex"] = "unknown"
+    plan = plan_like(Cohort(cohort.schema, table, cohort.root), 20, prompt_attributes=None, seed=0)
+    assert set(plan.table["sex"]) == {"male"}
+
+
+def test_a_cohort_without_columns_is_asked_for_in_a_plain_prompt(cohort: Cohort) -> None:
+    schema = cohort.schema.model_copy(update={"attributes": {}, "conditions": {}})
+    plan = plan_like(Cohort(schema, cohort.table, cohort.root), 3, prompt_attributes=None, seed=0)
+    assert plan.table["prompt"].tolist() == ["Brain MR slice of a patient"] * 3
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "plan.csv"
+    path.write_text(text)
+    return path
+
+
+def _plan(path: Path, like: Cohort | None, attributes: list[str] | None = None) -> Plan:
+    return plan_from_file(path, prompt_attributes=attributes, like=like, seed=0)
+
+
+def test_a_file_of_groups(cohort: Cohort, tmp_path: Path) -> None:
+    plan = _plan(_file(tmp_path, "n,sex,tumour\n2,female,tumour\n0,male,none\n 3 ,,none\n"), cohort)
+    assert plan.table["sex"].tolist() == ["female"] * 2 + ["unspecified"] * 3
+    assert plan.table["age_group"].tolist() == ["unspecified"] * 5
+    head = "Brain MR slice of a"
+    assert plan.table["prompt"].tolist() == [f"{head} female patient with tumour"] * 2 + [f"{head} patient without tumour"] * 3
+    assert plan.modality == "brain" and plan.attributes == cohort.schema.attributes
+
+
+def test_a_file_of_prompts_needs_no_cohort(cohort: Cohort, tmp_path: Path) -> None:
+    path = _file(tmp_path, "n,prompt\n2,a scan\n1,another\n")
+    plan = _plan(path, None)
+    assert plan.table["prompt"].tolist() == ["a scan", "a scan", "another"] and plan.modality == "mixed"
+    with_groups = _plan(_file(tmp_path, "n,prompt,sex\n1,a scan,male\n"), cohort, [])
+    assert with_groups.table["sex"].tolist() == ["male"]  # the prompt is the user's own, and so is what it asks for
+
+
+FAULTS = [
+    ("sex\nmale\n", "{path}: no column 'n'; There is: sex"),
+    ("n,sxe\n1,male\n", "{path}: unknown column 'sxe'; did you mean 'sex'? There is: n, prompt, sex, age_group, tumour"),
+    ("n,sex\n1,male\n1,femal\n", "{path}: row 3: sex has no group 'femal'; did you mean 'female' or 'male'? There is: {sex}"),
+    ("n,sex\nfew,male\n", "{path}: row 2: n is 'few'; write a whole number of images"),
+    ("n,sex\n-1,male\n", "{path}: row 2: n is '-1'; write a whole number of images"),
+    ("n,sex\n2.5,male\n", "{path}: row 2: n is '2.5'; write a whole number of images"),
+    ("n,sex\n²,male\n", "{path}: row 2: n is '²'; write a whole number of images"),
+    ("n,sex\n0,male\n", "the plan asks for no image; give --n, or counts above 0"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FAULTS)
+def test_faults_are_named_with_their_row(text: str, message: str, cohort: Cohort, tmp_path: Path) -> None:
+    path = _file(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        _plan(path, cohort)
+    assert str(error.value) == message.format(path=path, sex=", ".join(cohort.schema.attributes["sex"]))
+
+
+def test_files_that_are_none(cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        _plan(tmp_path / "absent.csv", cohort)
+    assert str(error.value) == f"{tmp_path}/absent.csv: no such file; --plan wants a CSV with a column n"
+    for bad in (_file(tmp_path, ""), tmp_path):
+        with pytest.raises(UserError, match="not a readable CSV"):
+            _plan(bad, cohort)
+    with pytest.raises(UserError) as error:
+        _plan(_file(tmp_path, "n,sex\n1,male\n"), None)
+    assert str(error.value) == (
+        f"{tmp_path}/plan.csv: no column 'prompt'; add it, or name the cohort whose templates write prompts with --like"
+    )
+    with pytest.raises(UserError, match="--prompt-attributes: no attribute 'sexe'; did you mean 'sex'"):
+        _plan(_file(tmp_path, "n,sex\n1,male\n"), cohort, ["sexe"])
