@@ -51,13 +51,14 @@ class World:
     condition: str
     conditions: list[str] | None
     classifier_epochs: float
+    judge_epochs: float
     autoencoder_steps: int = 600
     train_steps: int = 1000
 
 
 WORLDS = {
-    "ham10000": World("ham10000", "malignancy", None, 12),
-    "nih-cxr": World("nih_cxr", "view", ["effusion", "view"], 30),
+    "ham10000": World("ham10000", "malignancy", None, 6, 5),
+    "nih-cxr": World("nih_cxr", "view", ["effusion", "view"], 30, 12),
 }
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     if options.stop_after == "model":
         return
     made = _generate(options)
-    audit_cohorts(AuditSettings(real=real.root, synthetic=made.root, out=options.work / "audit.json", judge_epochs=12, seed=options.seed))
+    audit_cohorts(AuditSettings(real=real.root, synthetic=made.root, out=options.work / "audit.json", judge_epochs=world.judge_epochs, seed=options.seed))
     report = write_report([options.work / "audit.json"], options.work / "report.html")
     measured = {
         "cohort": {"images": len(real), "subjects": int(real.table["subject_id"].nunique()), "size": real.schema.image_size},
