@@ -83,8 +83,9 @@ def main() -> None:
     if options.stop_after == "model":
         return
     made = _generate(options)
-    audit_cohorts(AuditSettings(real=real.root, synthetic=made.root, out=options.work / "audit.json", judge_epochs=world.judge_epochs, seed=options.seed))
-    report = write_report([options.work / "audit.json"], options.work / "report.html")
+    out = options.work / "audit.json"
+    audit_cohorts(AuditSettings(real=real.root, synthetic=made.root, out=out, judge_epochs=world.judge_epochs, seed=options.seed))
+    report = write_report([out], options.work / "report.html")
     measured = {
         "cohort": {"images": len(real), "subjects": int(real.table["subject_id"].nunique()), "size": real.schema.image_size},
         "settings": {**vars(options), **vars(world)},
