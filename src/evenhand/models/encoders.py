@@ -24,6 +24,7 @@ class Encoder:
     preprocessing: Preprocessing
     name: str
     sha256: str
+    has_pooler: bool = True  # a ViT classifier has none: AutoModel would add one with random weights
 
     @classmethod
     def load(cls, path: Path | str) -> Encoder:
@@ -39,10 +40,13 @@ class Encoder:
             with quiet_libraries():
                 config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 family = CLIPVisionModelWithProjection if config.model_type == "clip" else AutoModel
-                model = family.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+                model, loading = family.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
         except LOAD_ERRORS as error:
             raise UserError(f"{folder}: cannot load the encoder ({brief(error)}); it must be a folder with safetensors") from None
-        return cls(model.eval(), Preprocessing.load(folder), folder.name, sha256_folder(folder))
+        missing = sorted(loading["missing_keys"])
+        if any(not name.startswith("pooler.") for name in missing):
+            raise UserError(f"{folder}: weights are missing ({missing[0]}); random ones would give meaningless features; save the model again")
+        return cls(model.eval(), Preprocessing.load(folder), folder.name, sha256_folder(folder), has_pooler=not missing)
 
     @torch.no_grad()
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -55,6 +59,8 @@ class Encoder:
         output = self.model(pixel_values=self.preprocessing(images))
         if getattr(output, "image_embeds", None) is not None:
             return output.image_embeds
+        if not self.has_pooler:
+            return output.last_hidden_state[:, 0]  # the class token, which the classifier's last layer reads
         pooled = getattr(output, "pooler_output", None)
         return output.last_hidden_state.mean(1) if pooled is None else pooled.flatten(1)
 
