@@ -32,7 +32,7 @@ class QuickstartSettings(Settings):
     majority: float = Field(0.8, gt=0, lt=1, description="share of the first group of the first attribute")
     images: int = Field(3000, ge=100)
     size: int = 32
-    clip_steps: int = Field(100, ge=0)
+    clip_steps: int = Field(150, ge=0)
     autoencoder_steps: int = Field(300, ge=0)
     train_steps: int = Field(1200, ge=1)
     train_batch: int = Field(32, ge=1)
@@ -92,8 +92,8 @@ def _model(settings: QuickstartSettings, out: Path) -> None:
                 out=out / "run",
                 steps=settings.train_steps,
                 batch_size=settings.train_batch,
-                learning_rate=1e-3,
-                warmup=min(50, settings.train_steps),
+                learning_rate=2e-3,
+                warmup=min(100, settings.train_steps),
                 schedule="cosine",
                 ema=0.995,
                 seed=settings.seed,
