@@ -9,7 +9,9 @@ from evenhand.core.errors import UserError
 from evenhand.models.encoders import Encoder
 from evenhand.models.preprocessing import Preprocessing
 
-SMALL = ViTConfig(image_size=32, patch_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=2)
+SMALL = ViTConfig(
+    image_size=32, patch_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=2
+)
 
 
 @pytest.fixture
