@@ -42,6 +42,24 @@ def tiny(brain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def skin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 dermoscopy phantoms in colour: 34 of them for training."""
+    from evenhand.cohorts.phantoms.cohort import write_phantoms
+
+    out = tmp_path_factory.mktemp("cohorts") / "skin"
+    write_phantoms("dermoscopy", out, n=48, size=32, seed=0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest Stable Diffusion folder, for ``skin``, as plain diffusers writes it: what tests of the loop train."""
+    from models.plain import write_plain
+
+    return write_plain(tmp_path_factory.mktemp("models") / "plain")
+
+
+@pytest.fixture(scope="session")
 def classifier_folder(brain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of sex, trained on ``brain`` for a few steps."""
     from evenhand.models.classifiers import ClassifierSettings, train_classifier

@@ -13,7 +13,6 @@ from models.plain import plain_pipeline, write_plain
 from training.runs import settings_for
 
 from evenhand.cohorts.cohort import Cohort
-from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.generation.generate import GenerateSettings, generate
 from evenhand.training.loop import train
 
@@ -33,13 +32,6 @@ def test_a_script_with_diffusers_alone_generates_from_our_folder(tiny: Path) -> 
     done = subprocess.run([sys.executable, "-c", ONLY_DIFFUSERS, str(tiny)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "StableDiffusionPipeline (32, 32)"
-
-
-@pytest.fixture(scope="module")
-def skin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("cohorts") / "skin"
-    write_phantoms("dermoscopy", out, n=24, size=32, seed=0)
-    return out
 
 
 @pytest.mark.parametrize("scheduler", ["pndm", "ddim"])

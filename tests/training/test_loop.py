@@ -37,10 +37,10 @@ def _poison(cache: Path, rows: list[int]) -> None:
     np.save(file, latents)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny: Path, brain: Path, tmp_path: Path, own_cache: Path) -> None:
-    settings = settings_for(tiny, brain, tmp_path / "run", steps=8, log_every=1, checkpoint_every=20)
+def test_a_step_that_is_not_finite_is_skipped_and_counted(plain: Path, skin: Path, tmp_path: Path, own_cache: Path) -> None:
+    settings = settings_for(plain, skin, tmp_path / "run", steps=8, log_every=1, checkpoint_every=20)
     train(settings.model_copy(update={"out": tmp_path / "first", "steps": 1}))
-    n = len(Cohort.load(brain).split("train"))
+    n = len(Cohort.load(skin).split("train"))
     bad = int(Batches(n, 4, settings.seed).at(2)[0])  # step 2 of the first epoch, and no other of these eight
     _poison(own_cache, [bad])
     result = train(settings)
@@ -55,10 +55,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny: Path, brain: Pat
     assert all(line["loss"] > 0 for line in lines if line["step"] != 3)
 
 
-def test_too_many_in_a_row_stop_the_run(tiny: Path, brain: Path, tmp_path: Path, own_cache: Path) -> None:
-    settings = settings_for(tiny, brain, tmp_path / "run", steps=6, checkpoint_every=1, max_skipped=3)
+def test_too_many_in_a_row_stop_the_run(plain: Path, skin: Path, tmp_path: Path, own_cache: Path) -> None:
+    settings = settings_for(plain, skin, tmp_path / "run", steps=6, checkpoint_every=1, max_skipped=3)
     train(settings.model_copy(update={"steps": 1}))
-    _poison(own_cache, list(range(len(Cohort.load(brain).split("train")))))
+    _poison(own_cache, list(range(len(Cohort.load(skin).split("train")))))
     with pytest.raises(UserError) as error:
         train(settings.model_copy(update={"resume": True}))
     assert str(error.value) == (
@@ -68,10 +68,10 @@ def test_too_many_in_a_row_stop_the_run(tiny: Path, brain: Path, tmp_path: Path,
     assert all(tensor.isfinite().all() for tensor in last_checkpoint(settings.out).tensors["model"].values())
 
 
-def test_a_checkpoint_before_the_first_update_disturbs_nothing(tiny: Path, brain: Path, tmp_path: Path, own_cache: Path) -> None:
-    settings = settings_for(tiny, brain, tmp_path / "often", steps=3, checkpoint_every=1)
+def test_a_checkpoint_before_the_first_update_disturbs_nothing(plain: Path, skin: Path, tmp_path: Path, own_cache: Path) -> None:
+    settings = settings_for(plain, skin, tmp_path / "often", steps=3, checkpoint_every=1)
     train(settings.model_copy(update={"out": tmp_path / "first", "steps": 1}))
-    _poison(own_cache, [int(Batches(len(Cohort.load(brain).split("train")), 4, settings.seed).at(0)[0])])
+    _poison(own_cache, [int(Batches(len(Cohort.load(skin).split("train")), 4, settings.seed).at(0)[0])])
     train(settings.model_copy(update={"steps": 1}))  # its only step is skipped: no averages of gradients yet
     assert not (last_checkpoint(settings.out).tensors).get("optimizer")
     train(settings.model_copy(update={"resume": True}))
@@ -80,52 +80,52 @@ def test_a_checkpoint_before_the_first_update_disturbs_nothing(tiny: Path, brain
     assert all(torch.equal(a.tensors[part][name], b.tensors[part][name]) for part in b.tensors for name in b.tensors[part])
 
 
-def test_the_log_tells_the_loss_by_group_and_an_absent_group_has_none(tiny: Path, brain: Path, tmp_path: Path) -> None:
-    cohort = Cohort.load(brain)
-    schema = cohort.schema.model_copy(update={"attributes": {**cohort.schema.attributes, "sex": ["male", "female", "intersex"]}})
+def test_the_log_tells_the_loss_by_group_and_an_absent_group_has_none(plain: Path, skin: Path, tmp_path: Path) -> None:
+    cohort = Cohort.load(skin)
+    schema = cohort.schema.model_copy(update={"attributes": {**cohort.schema.attributes, "age_group": ["young", "old", "ageless"]}})
     Cohort(schema, cohort.table, cohort.root).save(tmp_path / "cohort")
-    train(settings_for(tiny, tmp_path / "cohort", tmp_path / "run", steps=4, log_every=2, warmup=4))
+    train(settings_for(plain, tmp_path / "cohort", tmp_path / "run", steps=4, log_every=2, warmup=4))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3 * 2 / 4, 1e-3])
     for line in lines:
-        by_sex = line["loss_by_group"]["sex"]
-        assert by_sex["intersex"] == {"n": 0, "loss": None}
-        assert sum(entry["n"] for entry in by_sex.values()) == 8
-        mean = sum(entry["n"] * (entry["loss"] or 0) for entry in by_sex.values()) / 8
+        by_age = line["loss_by_group"]["age_group"]
+        assert by_age["ageless"] == {"n": 0, "loss": None}
+        assert sum(entry["n"] for entry in by_age.values()) == 8
+        mean = sum(entry["n"] * (entry["loss"] or 0) for entry in by_age.values()) / 8
         assert mean == pytest.approx(line["loss"], rel=1e-6)
 
 
-def test_min_snr_changes_the_gradient_not_the_reported_loss(tiny: Path, brain: Path, tmp_path: Path) -> None:
+def test_min_snr_changes_the_gradient_not_the_reported_loss(plain: Path, skin: Path, tmp_path: Path) -> None:
     first = {}
     for gamma in (None, 0.1):
         run = tmp_path / f"run-{gamma}"
-        train(settings_for(tiny, brain, run, steps=1, log_every=1, min_snr=gamma))
+        train(settings_for(plain, skin, run, steps=1, log_every=1, min_snr=gamma))
         first[gamma] = json.loads((run / "log.jsonl").read_text().splitlines()[0])
     assert first[None]["loss"] == first[0.1]["loss"]
-    assert first[0.1]["gradient_norm"] < 0.5 * first[None]["gradient_norm"]
+    assert first[0.1]["gradient_norm"] < 0.8 * first[None]["gradient_norm"]
 
 
-def test_lora_trains_only_its_own_and_is_folded_into_the_model(tiny: Path, brain: Path, tmp_path: Path) -> None:
+def test_lora_trains_only_its_own_and_is_folded_into_the_model(plain: Path, skin: Path, tmp_path: Path) -> None:
     from evenhand.models.pipelines import load_pipeline
 
-    settings = settings_for(tiny, brain, tmp_path / "run", steps=2, lora=2, learning_rate=1e-2, ema=0.0)
+    settings = settings_for(plain, skin, tmp_path / "run", steps=2, lora=2, learning_rate=1e-2, ema=0.0)
     train(settings)
     assert all(".lora_" in name for name in last_checkpoint(settings.out).tensors["model"])
-    base, merged = load_pipeline(tiny), load_pipeline(settings.out)
+    base, merged = load_pipeline(plain), load_pipeline(settings.out)
     before, after = base.unet.state_dict(), merged.unet.state_dict()
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(any(part in name for part in ("to_q", "to_k", "to_v", "to_out.0")) for name in changed)
     base.load_lora_weights(settings.out / "lora")
-    latents, text = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(1, 4, 64)
+    latents, text = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(1, 4, 16)
     with torch.no_grad():
         a, b = (pipe.unet(latents, 500, encoder_hidden_states=text).sample for pipe in (base, merged))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_model_has_the_averaged_weights(tiny: Path, brain: Path, tmp_path: Path) -> None:
-    settings = settings_for(tiny, brain, tmp_path / "run", steps=3, ema=0.5)
+def test_the_model_has_the_averaged_weights(plain: Path, skin: Path, tmp_path: Path) -> None:
+    settings = settings_for(plain, skin, tmp_path / "run", steps=3, ema=0.5)
     train(settings)
     weights = load_file(settings.out / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     checkpoint = last_checkpoint(settings.out)
@@ -134,9 +134,9 @@ def test_the_model_has_the_averaged_weights(tiny: Path, brain: Path, tmp_path: P
 
 
 def test_on_a_full_disk_the_old_model_and_the_checkpoints_survive(
-    tiny: Path, brain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Path, skin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = settings_for(tiny, brain, tmp_path / "run", steps=1, lora=2)
+    settings = settings_for(plain, skin, tmp_path / "run", steps=1, lora=2)
     train(settings)
     old = (settings.out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     publish = loop.publish
@@ -160,8 +160,8 @@ def test_on_a_full_disk_the_old_model_and_the_checkpoints_survive(
     assert (settings.out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() != old
 
 
-def test_a_run_that_met_a_full_disk_goes_on(tiny: Path, brain: Path, tmp_path: Path, own_cache: Path) -> None:
-    settings = settings_for(tiny, brain, tmp_path / "run", steps=2, checkpoint_every=1)
+def test_a_run_that_met_a_full_disk_goes_on(plain: Path, skin: Path, tmp_path: Path, own_cache: Path) -> None:
+    settings = settings_for(plain, skin, tmp_path / "run", steps=2, checkpoint_every=1)
     for allowed in itertools.count(0, 5):
         with full_disk(tmp_path, allowed) as disk:  # cache and run
             try:

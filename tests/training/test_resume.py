@@ -84,9 +84,9 @@ def test_the_log_of_a_resumed_run_has_every_step_once(reference: Reference, tmp_
         pytest.param({"sampling": "balanced", "ema": 0.0, "min_snr": 5.0, "timesteps": "logit-normal"}, id="balanced"),
     ],
 )
-def test_a_crash_changes_nothing(changes: dict, tiny: Path, brain: Path, tmp_path: Path) -> None:
+def test_a_crash_changes_nothing(changes: dict, plain: Path, skin: Path, tmp_path: Path) -> None:
     base = {"steps": 5, "checkpoint_every": 2, **changes}
-    whole, broken = (settings_for(tiny, brain, tmp_path / name, **base) for name in ("whole", "broken"))
+    whole, broken = (settings_for(plain, skin, tmp_path / name, **base) for name in ("whole", "broken"))
     train(whole)
     train_with_crash(broken, step=3)
     assert_equal(last_checkpoint(broken.out), last_checkpoint(whole.out))
@@ -118,22 +118,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert_equal(last_checkpoint(settings.out), last_checkpoint(reference.out))
 
 
-def test_more_steps_after_the_end_give_a_new_model(tiny: Path, brain: Path, tmp_path: Path) -> None:
-    settings = settings_for(tiny, brain, tmp_path / "run", steps=2)
+def test_more_steps_after_the_end_give_a_new_model(plain: Path, skin: Path, tmp_path: Path) -> None:
+    settings = settings_for(plain, skin, tmp_path / "run", steps=2)
     weights = settings.out / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     train(settings)
     short = weights.read_bytes()
     train(settings.model_copy(update={"steps": 4, "resume": True}))
     assert weights.read_bytes() != short
-    train(settings_for(tiny, brain, tmp_path / "other", steps=4))
+    train(settings_for(plain, skin, tmp_path / "other", steps=4))
     assert weights.read_bytes() == (tmp_path / "other" / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert json.loads((settings.out / "model" / "evenhand.json").read_text())["steps"] == 4
     assert not [path for path in settings.out.iterdir() if path.name.startswith(".model")]
 
 
-def test_sigterm_saves_and_exits_with_143(tiny: Path, brain: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_with_143(plain: Path, skin: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ["train", "--model", str(tiny), "--cohort", str(brain), "--out", str(out), "--steps", "30", "--batch-size", "4"]
+    arguments = ["train", "--model", str(plain), "--cohort", str(skin), "--out", str(out), "--steps", "30", "--batch-size", "4"]
     ended = processes.run(_terminated, arguments, log=tmp_path / "log")
     assert ended.code == 143
     assert "interrupted at step 3 and saved; go on with --resume" in ended.output
@@ -150,9 +150,9 @@ def _terminated(arguments: list[str]) -> None:
         processes.command(arguments)
 
 
-def test_a_folder_in_use_by_another_process_is_refused(tiny: Path, brain: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_by_another_process_is_refused(plain: Path, skin: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ["train", "--model", str(tiny), "--cohort", str(brain), "--out", str(out), "--steps", "1"]
+    arguments = ["train", "--model", str(plain), "--cohort", str(skin), "--out", str(out), "--steps", "1"]
     with claim(out):
         ended = processes.run(processes.command, arguments, log=tmp_path / "log")
         holder = (out / ".lock").read_text()
@@ -191,8 +191,8 @@ def test_resume_on_another_cohort_is_refused(reference: Reference, tmp_path: Pat
     assert str(error.value) == f"{settings.out}: the cohort has changed since this run began; start a new run with another --out"
 
 
-def test_a_fault_in_the_input_does_not_use_up_the_folder(tiny: Path, brain: Path, tmp_path: Path) -> None:
+def test_a_fault_in_the_input_does_not_use_up_the_folder(plain: Path, skin: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(UserError, match="not a model"):
-        train(settings_for(tmp_path / "absent", brain, out))
-    assert train(settings_for(tiny, brain, out, steps=1)).steps == 1
+        train(settings_for(tmp_path / "absent", skin, out))
+    assert train(settings_for(plain, skin, out, steps=1)).steps == 1

@@ -106,10 +106,12 @@ class TrainingState:
 
     def snapshot(self, fingerprint: dict[str, str]) -> Checkpoint:
         """Everything that resume needs, as tensors and JSON."""
-        model: dict[str, Any] = get_model_state_dict(self.denoiser, options=_WHOLE)
-        optimizer: dict[str, Any] = {}  # and so it stays on all ranks but the first, which writes
-        if self._plain_optimizer().state:  # where there is none yet, torch would make one by a step of its own, and count it
+        model: dict[str, Any]
+        optimizer: dict[str, Any]  # both are empty on all ranks but the first, which writes
+        if self._plain_optimizer().state:
             model, optimizer = get_state_dict(self.denoiser, self._plain_optimizer(), options=_WHOLE)
+        else:  # no step was taken yet; torch would make a state by a step of its own, and count it
+            model, optimizer = get_model_state_dict(self.denoiser, options=_WHOLE), {}
         tensors = {
             "model": self._trained(model),
             "averages": self.averaged_weights(),
