@@ -34,7 +34,7 @@ class QuickstartSettings(Settings):
     size: int = 32
     clip_steps: int = Field(150, ge=0)
     autoencoder_steps: int = Field(300, ge=0)
-    train_steps: int = Field(1200, ge=1)
+    train_steps: int = Field(1500, ge=1)
     train_batch: int = Field(32, ge=1)
     generated: int = Field(1000, ge=10)
     solver_steps: int = Field(25, ge=1)
@@ -92,7 +92,7 @@ def _model(settings: QuickstartSettings, out: Path) -> None:
                 out=out / "run",
                 steps=settings.train_steps,
                 batch_size=settings.train_batch,
-                learning_rate=2e-3,
+                learning_rate=1e-3,
                 warmup=min(100, settings.train_steps),
                 schedule="cosine",
                 ema=0.995,
