@@ -135,17 +135,15 @@ def _fit_tokenizer(prompts: list[str]) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # named first: the trainer numbers what it finds itself in any order
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
-        special_tokens=[START, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[START, END, *letters, *(f"{letter}</w>" for letter in letters)],  # a word may end in any byte
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     bpe.train_from_iterator(prompts, trainer)
     vocab = bpe.get_vocab()
-    for letter in pre_tokenizers.ByteLevel.alphabet():  # a word may end in any byte
-        vocab.setdefault(f"{letter}</w>", len(vocab))
     merges = [tuple(merge) for merge in _merges(bpe)]
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges)
     longest = max(len(ids) for ids in tokenizer(prompts).input_ids)
