@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from evenhand.audit.frame import as_labels
-from evenhand.audit.intervals import FeatureError, share_interval, subject_codes
-from evenhand.core.errors import UserError
+from evenhand.audit.identifiability import (
+    FEATURE_EFFECT,
+    FEATURE_LEVEL,
+    MIN_AUC,
+    SCORE_EFFECT,
+    SCORE_LEVEL,
+    Mixture,
+    Residuals,
+    feature_statistics,
+    one_against_rest_auc,
+    residuals,
+    shift_statistics,
+)
+from evenhand.audit.intervals import (
+    FeatureError,
+    as_feature_pair,
+    bootstrap_weights,
+    canonical_order,
+    share_interval,
+    subject_codes,
+    t_multiplier,
+    two_sided_subjects,
+)
+from evenhand.audit.mixing import (
+    confusion,
+    density_ratios,
+    expectation_maximisation,
+    log_probabilities,
+    prevalence,
+    recalibrate,
+    solve_shares,
+)
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -65,22 +97,340 @@ def raw_presence(predicted: Any, groups: Sequence[Any] | None = None, subjects: 
     return RawPresence(frame, n)
 
 
-def mix_gap(observed: Mapping[Any, float], target: Mapping[Any, float]) -> float:
+def mix_gap(observed: Any, target: Any) -> float:
     """Total variation distance between two mixes: half the sum of absolute differences, 0 to 1.
 
-    A group that one side does not name has a share of 0 there. NaN where a share is.
+    Args:
+        observed, target: group -> share, or both as shares (K,) in one order. A group that one mapping does not name has a share
+            of 0 there. NaN where a share is.
 
     Raises:
-        FeatureError: a side whose shares are negative or do not sum to 1.
+        FeatureError: a side whose shares are negative or do not sum to 1, or arrays of different length.
 
     >>> round(mix_gap({"male": 0.8, "female": 0.2}, {"male": 0.5, "female": 0.5}), 12)
     0.3
     """
-    for name, mix in (("observed", observed), ("target", target)):
-        shares = [float(share) for share in mix.values()]
-        if any(math.isnan(share) for share in shares):
-            return math.nan
-        if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-3:
-            raise FeatureError(f"{name} mix: shares must be 0 or more and sum to 1, not to {sum(shares):g}")
-    keys = [*observed, *(key for key in target if key not in observed)]
-    return 0.5 * sum(abs(float(observed.get(key, 0.0)) - float(target.get(key, 0.0))) for key in keys)
+    sides = [_named_shares(name, mix) for name, mix in (("observed", observed), ("target", target))]
+    named = [isinstance(mix, Mapping) for mix in (observed, target)]
+    if named[0] != named[1] or (not named[0] and len(sides[0]) != len(sides[1])):
+        raise FeatureError("the two mixes do not name the same groups; give two mappings, or two arrays of one length")
+    if any(math.isnan(share) for side in sides for share in side.values()):
+        return math.nan
+    keys = [*sides[0], *(key for key in sides[1] if key not in sides[0])]
+    return 0.5 * sum(abs(sides[0].get(key, 0.0) - sides[1].get(key, 0.0)) for key in keys)
+
+
+def _named_shares(name: str, mix: Any) -> dict[Any, float]:
+    items = mix.items() if isinstance(mix, Mapping) else enumerate(np.asarray(mix, dtype=float).ravel())
+    shares = {key: float(share) for key, share in items}
+    values = list(shares.values())
+    if not any(math.isnan(share) for share in values) and (not values or min(values) < 0 or abs(sum(values) - 1) > 1e-3):
+        raise FeatureError(f"{name} mix: shares must be 0 or more and sum to 1, not to {sum(values):g}")
+    return shares
+
+
+@dataclass(frozen=True)
+class MixEstimate:
+    """Estimated shares of the groups, (K,) in the order of the probabilities' columns, with 95 % bounds.
+
+    Where ``identifiable`` is false the numbers are what the estimator would say were its assumptions met; ``reason`` names the one
+    that is not, and the shares are not to be reported. A group without calibration images leaves them all NaN.
+    """
+
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    identifiable: bool
+    reason: str
+    n: int = 0
+    method: str = "emq"
+    raw: np.ndarray | None = None  # (K,) share of images whose likeliest group it is
+    auc: np.ndarray | None = None  # (K,) each group against the rest, on the calibration images
+    condition_number: float = math.nan  # of the matrix of mean probabilities by true group
+    effects: Mapping[str, float] = field(default_factory=dict)  # greatest misfit of scores and features, standard deviations
+
+
+METHODS = ("raw", "acc", "pacc", "emq")
+_MIN_CALIBRATION = 10  # images of a group, below which its scores are not known
+_CELLS_AT_ONCE = 4_000_000
+
+
+def estimate_mix(
+    probs: Any,
+    calibration_probs: Any,
+    calibration_labels: Any,
+    *,
+    features: Any = None,
+    calibration_features: Any = None,
+    method: str = "emq",
+    n_boot: int = 500,
+    seed: int = 0,
+    subjects: Any = None,
+) -> MixEstimate:
+    """Share of each group among images that a fallible classifier reads, corrected for its errors, or refused.
+
+    The correction assumes label shift: images of one group look alike in the calibration set and here. ``raw`` counts; ``acc`` and
+    ``pacc`` invert the confusion matrix (Forman 2008; Bella et al. 2010); ``emq`` maximises the likelihood (Saerens et al. 2002)
+    after bias-corrected temperature scaling (Alexandari et al. 2020, arXiv 1901.06852). Both sets are bootstrapped together, by
+    subject. It refuses (``identifiable`` false) where the classifier cannot see a group (AUC below 0.7), where a group has fewer
+    than 10 calibration images, and where scores or features fit no mixture of the calibration classes.
+
+    Args:
+        probs: (n, K) probabilities of the images in question; (n,) means the second of two groups.
+        calibration_probs: (N, K) of held-out real images; calibration_labels (N,): codes 0..K-1, or names, whose order is that of
+            the columns: sorted, or that of a pandas categorical. -1, NaN, unknown are left out.
+        features, calibration_features: (n, d) and (N, d) of any network, such as the classifier's own penultimate layer.
+        subjects: one id for each of the n images, or of the N, or of all n + N, or a pair of both; None = every image its own.
+
+    Raises:
+        FeatureError: wrong shapes, values that are no probabilities, unknown labels or method.
+    """
+    data = _MixData.of(probs, calibration_probs, calibration_labels, subjects)
+    if method not in METHODS:
+        raise FeatureError(f"method {method!r} is not known; {did_you_mean(method, METHODS)}")
+    one = np.ones((1, len(data.probs))), np.ones((1, len(data.labels)))
+    pair = data.feature_pair(features, calibration_features)
+    value = data.shares(method, *one)[0] if min(data.counts) else np.full(data.k, math.nan)
+    low, high = data.interval(method, value, n_boot, seed)
+    fault, effects = data.fault(pair, seed)
+    return MixEstimate(
+        values=value, low=np.minimum(low, value), high=np.maximum(high, value), identifiable=not fault, reason=fault,
+        n=len(data.probs), method=method, raw=data.shares("raw", *one)[0], auc=one_against_rest_auc(data.calibration, data.labels),
+        condition_number=float(np.linalg.cond(confusion(data.calibration, data.labels, one[1], data.k)[0])), effects=effects,
+    )  # fmt: skip
+
+
+def prediction_powered_mix(probs: Any, labels: Any, *, subjects: Any = None) -> MixEstimate:
+    """Share of each group where some of the images were labelled by hand: PPI++ (Angelopoulos et al. 2023, arXiv 2311.01453, eq. 2).
+
+    The classifier's mean over all images, corrected by its mean error on the labelled ones, which must have been drawn at random.
+    It holds whatever the classifier is worth and however the images differ from those that it was trained on: a poor one only
+    widens the interval, down to plain counting of the labelled images.
+
+    Args:
+        probs: (n, K), or (n,) for the second of two groups.
+        labels: (n,) codes 0..K-1 or names, as in ``estimate_mix``; -1, NaN, unknown where no hand looked.
+
+    Raises:
+        FeatureError: wrong shapes, or fewer than two labelled subjects.
+    """
+    votes = _probabilities(probs, "probs")
+    codes, _ = _label_codes(labels, len(votes), votes.shape[1], "labels")
+    ids = subject_codes(subjects, len(votes))
+    seen = codes >= 0
+    if len(np.unique(ids[seen])) < 2:
+        raise FeatureError(f"labels: {int(seen.sum())} images are labelled; label at least 2, of different subjects, drawn at random")
+    truth = np.eye(votes.shape[1])[codes[seen]]
+    value, error = np.empty(votes.shape[1]), np.empty(votes.shape[1])
+    for j in range(votes.shape[1]):
+        value[j], error[j] = _rectified_mean(votes[:, j], truth[:, j], seen, ids)
+    half = t_multiplier(len(np.unique(ids[seen]))) * error
+    value = value.clip(0, 1)
+    value = value / value.sum()
+    return MixEstimate(
+        values=value, low=(value - half).clip(0, 1), high=(value + half).clip(0, 1), identifiable=True, reason="", n=len(votes),
+        method="labelled", raw=np.eye(votes.shape[1])[votes.argmax(axis=1)].mean(axis=0),
+    )  # fmt: skip
+
+
+def _rectified_mean(votes: np.ndarray, truth: np.ndarray, seen: np.ndarray, ids: np.ndarray) -> tuple[float, float]:
+    """Mean of one group's votes over all images plus their mean error where seen, each weighted by the power that they have."""
+    labelled, rest = votes[seen], votes[~seen]
+    power = 0.0
+    if len(rest) and votes.std() > 0:
+        covariance = float(np.cov(truth, labelled)[0, 1]) if len(truth) > 1 else 0.0
+        power = min(1.0, max(0.0, covariance / (float(votes.var()) * (1 + len(labelled) / len(rest)))))
+    influence = np.zeros(len(votes))
+    influence[seen] = (truth - power * labelled - (truth - power * labelled).mean()) / len(labelled)
+    if len(rest):
+        influence[~seen] = power * (rest - rest.mean()) / len(rest)
+    value = float((truth - power * labelled).mean() + (power * rest.mean() if len(rest) else 0.0))
+    sums = np.bincount(ids, weights=influence)
+    # a share of 0 or 1 among the labelled has no spread: what Wilson's interval would make of it stands in
+    least = 1 / (len(labelled) + 4)
+    return value, max(math.sqrt(float((sums**2).sum())), least if truth.min() == truth.max() else 0.0)
+
+
+@dataclass(frozen=True)
+class _MixData:
+    """The checked inputs of ``estimate_mix``: probabilities of both sides, labels, subject codes."""
+
+    probs: np.ndarray
+    calibration: np.ndarray
+    labels: np.ndarray
+    names: list[Any]
+    codes: np.ndarray
+    calibration_codes: np.ndarray
+    kept: np.ndarray  # which calibration images have a known label
+    logs: np.ndarray
+    calibration_logs: np.ndarray
+
+    @property
+    def k(self) -> int:
+        return self.probs.shape[1]
+
+    @classmethod
+    def of(cls, probs: Any, calibration_probs: Any, calibration_labels: Any, subjects: Any) -> _MixData:
+        own, theirs = _probabilities(probs, "probs"), _probabilities(calibration_probs, "calibration_probs")
+        if own.shape[1] != theirs.shape[1]:
+            raise FeatureError(f"probs have {own.shape[1]} columns, calibration_probs {theirs.shape[1]}; use one classifier for both")
+        labels, names = _label_codes(calibration_labels, len(theirs), own.shape[1])
+        codes = _subjects_of_both(subjects, len(own), len(theirs))
+        kept = labels >= 0
+        if not kept.any():
+            raise FeatureError("calibration_labels: no image has a known group; calibrate on labelled held-out images")
+        theirs, labels = theirs[kept], labels[kept]
+        return cls(
+            own, theirs, labels, names, codes[0], subject_codes(codes[1][kept], len(labels)), kept,
+            log_probabilities(own), log_probabilities(theirs),
+        )  # fmt: skip
+
+    def shares(
+        self,
+        method: str,
+        weights: np.ndarray,
+        calibration_weights: np.ndarray,
+        fit: np.ndarray | None = None,
+        start: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Shares (b, K) under image weights (b, n) and (b, N)."""
+        if method in ("raw", "acc", "pacc"):
+            hard = method != "pacc"
+            votes = np.eye(self.k)[self.probs.argmax(axis=1)] if hard else self.probs
+            observed = weights @ votes / weights.sum(axis=1, keepdims=True)
+            if method == "raw":
+                return observed
+            votes = np.eye(self.k)[self.calibration.argmax(axis=1)] if hard else self.calibration
+            return solve_shares(confusion(votes, self.labels, calibration_weights, self.k), observed)
+        parameters = recalibrate(self.calibration_logs, self.labels, calibration_weights, fit)
+        prior = prevalence(self.labels, calibration_weights, self.k)
+        ratios = density_ratios(self.logs, parameters, prior)
+        return expectation_maximisation(ratios, weights, prior if start is None else np.tile(start, (len(prior), 1)))
+
+    def interval(
+        self, method: str, value: np.ndarray, n_boot: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Percentile bounds (K,) from subjects of both sides drawn again; NaN without draws."""
+        if n_boot < 2 or not np.isfinite(value).all():
+            return np.full(self.k, math.nan), np.full(self.k, math.nan)
+        order, codes = canonical_order(self.probs, self.codes)
+        order_there, codes_there = canonical_order(np.column_stack([self.calibration, self.labels]), self.calibration_codes)
+        sorted_data = replace(
+            self, probs=self.probs[order], logs=self.logs[order], labels=self.labels[order_there],
+            calibration=self.calibration[order_there], calibration_logs=self.calibration_logs[order_there],
+        )  # fmt: skip
+        fit = recalibrate(self.calibration_logs, self.labels, np.ones((1, len(self.labels))))[0] if method == "emq" else None
+        block = max(1, _CELLS_AT_ONCE // ((len(order) + len(order_there)) * self.k**2))
+        draws = [generator(seed, "estimate_mix", side) for side in ("images", "calibration")]
+        found = []
+        for start in range(0, n_boot, block):
+            size = min(block, n_boot - start)
+            weights = np.concatenate(list(bootstrap_weights(codes, size, draws[0])))
+            weights_there = np.concatenate(list(bootstrap_weights(codes_there, size, draws[1])))
+            found.append(sorted_data.shares(method, weights, weights_there, fit, value))
+        low, high = np.quantile(np.concatenate(found), [0.025, 0.975], axis=0)
+        return low, high
+
+    def fault(self, features: tuple[np.ndarray, np.ndarray] | None, seed: int) -> tuple[str, dict[str, float]]:
+        """Why the mix cannot be known, or nothing; and the greatest misfits that were found."""
+        few = [(name, n) for name, n in zip(self.names, self.counts, strict=True) if n < _MIN_CALIBRATION]
+        if few:
+            name, n = few[0]
+            return f"group {name} has {n} calibration images, at least {_MIN_CALIBRATION} wanted", {}
+        auc = one_against_rest_auc(self.calibration, self.labels)
+        blind = int(np.argmin(auc))
+        if auc[blind] < MIN_AUC:
+            return f"the classifier cannot see the attribute: AUC {auc[blind]:.2f} for {self.names[blind]}, at least {MIN_AUC} wanted", {}
+        mixture = self._mixture()
+        scores = self._score_residuals(mixture)
+        effects = {"scores": float(np.abs(scores.effect).max())}
+        if effects["scores"] >= SCORE_EFFECT and scores.p_value(seed, "scores") < SCORE_LEVEL:
+            return "the scores fit no mixture of the calibration classes: the images differ in more than their mix", effects
+        if features is not None:
+            own, theirs = feature_statistics(*features, self.labels, self.k)
+            found = residuals(own, theirs, mixture)
+            effects["features"] = float(np.abs(found.effect).max())
+            if effects["features"] >= FEATURE_EFFECT and found.p_value(seed, "features") < FEATURE_LEVEL:
+                return (
+                    f"features fit no mixture of the calibration classes: one lies {effects['features']:.1f} sd off",
+                    effects,
+                )
+        return "", effects
+
+    def feature_pair(self, features: Any, calibration_features: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Features of both sides, checked, of the images that are used."""
+        if features is None or calibration_features is None:
+            if features is not None or calibration_features is not None:
+                raise FeatureError("features and calibration_features belong together; give both or neither")
+            return None
+        own, theirs = as_feature_pair(calibration_features, features)[::-1]
+        if len(own) != len(self.probs) or len(theirs) != len(self.kept):
+            raise FeatureError(f"{len(own)}, {len(theirs)} rows of features for {len(self.probs)}, {len(self.kept)} images; one each")
+        return own, theirs[self.kept]
+
+    @property
+    def counts(self) -> list[int]:
+        """Calibration images of each group."""
+        return np.bincount(self.labels, minlength=self.k).tolist()
+
+    def _mixture(self) -> Mixture:
+        one = np.ones((1, len(self.labels)))
+        parameters = recalibrate(self.calibration_logs, self.labels, one)
+        prior = prevalence(self.labels, one, self.k)
+        ratios, ratios_there = (density_ratios(logs, parameters, prior)[0] for logs in (self.logs, self.calibration_logs))
+        weights = expectation_maximisation(ratios[None], np.ones((1, len(ratios))), prior)[0]
+        responsibility, there = (values / (values @ weights)[:, None].clip(1e-12) for values in (ratios, ratios_there))
+        return Mixture(weights, self.labels, responsibility, there, self.codes, self.calibration_codes)
+
+    def _score_residuals(self, mixture: Mixture) -> Residuals:
+        """Every group's log-odds, tested for having moved or stretched; of two groups one says it all."""
+        own, theirs = [], []
+        for j in range(1 if self.k == 2 else 0, self.k):
+            statistics = shift_statistics(_log_odds(self.logs[:, j]), _log_odds(self.calibration_logs[:, j]), mixture)
+            own.append(statistics[0])
+            theirs.append(statistics[1])
+        return residuals(np.hstack(own), np.hstack(theirs), mixture)
+
+
+def _log_odds(logs: np.ndarray) -> np.ndarray:
+    return logs - np.log1p(-np.exp(logs).clip(None, 1 - 1e-9))
+
+
+def _probabilities(values: Any, name: str) -> np.ndarray:
+    """Probabilities as (n, K), K >= 2; one column is that of the second of two groups."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise FeatureError(f"{name} are not numbers; give an array (n, K)") from None
+    if array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1):
+        array = np.column_stack([1 - array.ravel(), array.ravel()])
+    if array.ndim != 2 or len(array) == 0:
+        raise FeatureError(f"{name} have shape {array.shape}; give an array (n, K) with one row an image")
+    fault = ~np.isfinite(array).all(axis=1)
+    if not fault.any():
+        fault = (array < -1e-6).any(axis=1) | (np.abs(array.sum(axis=1) - 1) > 1e-3)
+    if fault.any():
+        row = int(np.flatnonzero(fault)[0])
+        raise FeatureError(f"{name}: row {row} is {np.round(array[row], 4).tolist()}, no probabilities that sum to 1; apply softmax first")
+    return array
+
+
+def _label_codes(labels: Any, n: int, k: int, what: str = "calibration_labels") -> tuple[np.ndarray, list[Any]]:
+    """Columns 0..K-1 that calibration labels mean, -1 for unknown, and the groups' names."""
+    codes, names = as_labels(labels)
+    if len(codes) != n:
+        raise FeatureError(f"{len(codes)} {what} for {n} images; give one an image")
+    if all(isinstance(name, int) and 0 <= name < k for name in names):
+        place = np.array([*names, -1], dtype=int)
+        return place[codes], list(range(k))
+    if len(names) != k:
+        shown = ", ".join(map(str, names[:6]))
+        raise FeatureError(f"{what} name {len(names)} groups ({shown}) for {k} columns; give codes 0..{k - 1} or a categorical")
+    return codes, names
+
+
+def _subjects_of_both(subjects: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Subject codes of the images and of the calibration images; one array alone belongs to the side of its length."""
+    if subjects is not None and not isinstance(subjects, tuple) and len(subjects) == m != n:
+        subjects = (None, subjects)
+    return two_sided_subjects(subjects, n, m)

@@ -1,0 +1,201 @@
+"""Can the mix be known? Tests whether what a judge sees in unlabelled images fits some mixture of its calibration classes.
+
+Label shift says: images of a group look the same on both sides, only the shares differ. Then every statistic of the unlabelled
+images is the same mixture of that statistic's class means. Each test here is a residual of that equation, in standard errors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.stats import rankdata
+
+from evenhand.core.randomness import generator
+
+MIN_AUC = 0.7
+SCORE_LEVEL, FEATURE_LEVEL = 0.035, 0.01  # together they keep refusals of a true label shift within 5 %
+FEATURE_EFFECT = 0.5  # within-class standard deviations; smaller misfits of a feature are told, not refused
+SCORE_EFFECT = 0.1  # standard deviations of the statistic
+_SHIFTS = (-1.0, -0.5, 0.5, 1.0)  # within-class standard deviations of the score
+_SCALES = (0.6, 1.6)
+_GRID = 512
+_FOLDS = 5
+_LEAST_DENSITY = 1e-7
+_MOST_LOG_RATIO = 3.0
+_MULTIPLIERS = 2000
+_DRAWN_AT_ONCE = 8_000_000
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Misfits of several statistics: z-scores (q,), effects in standard deviations (q,), and influences of each subject."""
+
+    z: np.ndarray
+    effect: np.ndarray
+    influence: np.ndarray  # (subjects of both sides, q), already divided by the standard error
+
+    def p_value(self, seed: int, purpose: str) -> float:
+        """Probability of a larger greatest |z|, by a Gaussian multiplier bootstrap (Chernozhukov et al. 2013, Ann. Stat. 41)."""
+        draws = generator(seed, "identifiability", purpose)
+        block = max(1, _DRAWN_AT_ONCE // max(len(self.influence), 1))
+        largest = []
+        for start in range(0, _MULTIPLIERS, block):
+            multipliers = draws.standard_normal((min(block, _MULTIPLIERS - start), len(self.influence)))
+            largest.append(np.abs(multipliers @ self.influence).max(axis=1))
+        return float((1 + (np.concatenate(largest) >= np.abs(self.z).max()).sum()) / (1 + _MULTIPLIERS))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The fitted label shift: what the tests need of it.
+
+    ``responsibility_*`` are the density ratios f_k / f of the fitted mixture at each image, (n, K).
+    """
+
+    weights: np.ndarray
+    labels: np.ndarray
+    responsibility: np.ndarray
+    calibration_responsibility: np.ndarray
+    codes: np.ndarray
+    calibration_codes: np.ndarray
+
+
+def residuals(statistics: np.ndarray, calibration_statistics: np.ndarray, mixture: Mixture) -> Residuals:
+    """Mean over the images minus the mixture of class means, for q statistics (n, q) and (N, q).
+
+    The weights were fitted on the same images. Their likelihood equations E[(f_k - f_K) / f] = 0 are projected out of every
+    statistic, so that an error of the weights does not enter to first order. Groups at the edge of the simplex stay as fixed.
+    """
+    k = len(mixture.weights)
+    scale = within_class_sd(calibration_statistics, mixture.labels, k)
+    own, theirs = statistics / scale, calibration_statistics / scale
+    own, theirs = _project(own, theirs, mixture)
+    means = np.stack([theirs[mixture.labels == j].mean(axis=0) for j in range(k)])
+    influence = [_sums((own - own.mean(axis=0)) / len(own), mixture.codes)]
+    for j in range(k):
+        rows = mixture.labels == j
+        part = np.zeros_like(theirs)
+        part[rows] = mixture.weights[j] * (theirs[rows] - means[j]) / rows.sum()
+        influence.append(_sums(part, mixture.calibration_codes))
+    both = np.concatenate([influence[0], -np.sum(influence[1:], axis=0)])
+    residual = own.mean(axis=0) - mixture.weights @ means
+    error = np.sqrt((both**2).sum(axis=0)).clip(1e-12)
+    return Residuals(residual / error, residual, both / error)
+
+
+def _project(own: np.ndarray, theirs: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
+    """Take off each statistic the multiple of the weights' score that makes its expectation flat in the weights."""
+    free = np.flatnonzero(mixture.weights > 1e-6)
+    if len(free) < 2:
+        return own, theirs
+    base, others = free[-1], free[:-1]
+    score = mixture.responsibility[:, others] - mixture.responsibility[:, [base]]
+    score_there = mixture.calibration_responsibility[:, others] - mixture.calibration_responsibility[:, [base]]
+
+    def slope(values: np.ndarray) -> np.ndarray:
+        means = [values[mixture.labels == j].mean(axis=0) for j in free]
+        return np.stack([mean - means[-1] for mean in means[:-1]])  # (free - 1, q)
+
+    coefficients = np.linalg.lstsq(slope(score_there), slope(theirs), rcond=None)[0]
+    return own - score @ coefficients, theirs - score_there @ coefficients
+
+
+def _sums(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    total = np.zeros((int(codes.max()) + 1, values.shape[1]))
+    np.add.at(total, codes, values)
+    return total
+
+
+def within_class_sd(values: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Pooled standard deviation within classes (q,); constant columns get 1."""
+    squares = sum(((values[labels == j] - values[labels == j].mean(axis=0)) ** 2).sum(axis=0) for j in range(k) if (labels == j).any())
+    sd = np.sqrt(squares / max(len(values) - k, 1))
+    return np.where(sd > 1e-12, sd, 1.0)
+
+
+def shift_statistics(score: np.ndarray, calibration_score: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics (n, q) and (N, q) that answer to a score moved or stretched alike in all classes.
+
+    For each such change: the log-density ratio between the best changed mixture and the fitted one, which is the most powerful
+    statistic against just that change (Neyman and Pearson). Densities are smoothed histograms of the calibration scores; those of a
+    fifth of the calibration subjects are read on densities of the other four, lest a density flatter the scores that made it.
+    """
+    sd = float(within_class_sd(calibration_score[:, None], mixture.labels, len(mixture.weights))[0])
+    low = min(score.min(), calibration_score.min()) - 3 * sd
+    high = max(score.max(), calibration_score.max()) + 3 * sd
+    grid = np.linspace(low, high, _GRID)
+    fold = _folds(mixture)
+    own, theirs = [], np.empty((len(calibration_score), len(_SHIFTS) + len(_SCALES)))
+    for left_out in np.unique(fold):
+        kept = fold != left_out
+        ratios = _log_ratios(calibration_score[kept], mixture.labels[kept], mixture.weights, grid, sd)
+        own.append(np.stack([np.interp(score, grid, ratio) for ratio in ratios], axis=1))
+        theirs[~kept] = np.stack([np.interp(calibration_score[~kept], grid, ratio) for ratio in ratios], axis=1)
+    return np.mean(own, axis=0), theirs
+
+
+def _folds(mixture: Mixture) -> np.ndarray:
+    """Fold of each calibration image: subjects in turn, class by class, so that every fold has its share of each."""
+    subjects = mixture.calibration_codes
+    first = np.full(int(subjects.max()) + 1, len(mixture.weights))
+    np.minimum.at(first, subjects, mixture.labels)
+    place = np.empty(len(first), dtype=int)
+    place[np.lexsort((np.arange(len(first)), first))] = np.arange(len(first))
+    return place[subjects] % _FOLDS
+
+
+def _log_ratios(score: np.ndarray, labels: np.ndarray, weights: np.ndarray, grid: np.ndarray, sd: float) -> list[np.ndarray]:
+    k = len(weights)
+    densities = np.stack([_density(score[labels == j], grid, sd) for j in range(k)])
+    fitted = weights @ densities
+    centre = float(np.mean([score[labels == j].mean() for j in range(k)]))
+    found = []
+    for shift, stretch in [*((shift * sd, 1.0) for shift in _SHIFTS), *((0.0, scale) for scale in _SCALES)]:
+        moved = np.stack([np.interp((grid - shift - centre) / stretch + centre, grid, density) / stretch for density in densities])
+        ratio = np.log((_nearest_mixture(moved, fitted) + _LEAST_DENSITY) / (fitted + _LEAST_DENSITY))
+        found.append(ratio.clip(-_MOST_LOG_RATIO, _MOST_LOG_RATIO))
+    return found
+
+
+def _density(values: np.ndarray, grid: np.ndarray, sd: float) -> np.ndarray:
+    """Kernel density on the grid, summing to one; bandwidth by Silverman's rule (1986, eq. 3.31)."""
+    step = grid[1] - grid[0]
+    counts = np.bincount(np.clip(np.rint((values - grid[0]) / step).astype(int), 0, len(grid) - 1), minlength=len(grid))
+    width = max(0.9 * sd * len(values) ** -0.2, step)
+    smooth = gaussian_filter1d(counts.astype(float), width / step, mode="constant") + 1e-6
+    return smooth / smooth.sum()
+
+
+def _nearest_mixture(components: np.ndarray, target: np.ndarray, rounds: int = 200) -> np.ndarray:
+    """The mixture of component densities (K, m) with the least divergence from the target (m,), by EM."""
+    weights = np.full(len(components), 1 / len(components))
+    for _ in range(rounds):
+        weights = weights * (components @ (target / (weights @ components + 1e-12)))
+        weights /= weights.sum()
+    return weights @ components
+
+
+def feature_statistics(features: np.ndarray, calibration_features: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every feature, and what lies along the differences of the class means: (n, d + K) and (N, d + K).
+
+    A small step of many features towards another class adds up along that difference, though no feature shows it alone.
+    """
+    sd = within_class_sd(calibration_features, labels, k)
+    own, theirs = features / sd, calibration_features / sd
+    centre = theirs.mean(axis=0)
+    towards = np.stack([theirs[labels == j].mean(axis=0) - centre for j in range(k)], axis=1)  # (d, K)
+    return np.hstack([own, own @ towards]), np.hstack([theirs, theirs @ towards])
+
+
+def one_against_rest_auc(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each class against the others (K,); NaN where a class is absent."""
+    found = np.full(probs.shape[1], math.nan)
+    for j in range(probs.shape[1]):
+        positive = labels == j
+        up, down = int(positive.sum()), int((~positive).sum())
+        if up and down:
+            found[j] = (rankdata(probs[:, j])[positive].sum() - up * (up + 1) / 2) / (up * down)
+    return found
