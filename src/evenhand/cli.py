@@ -283,6 +283,9 @@ def audit(
         list[Path] | None, typer.Option(help="Classifier folder; several allowed. [default: trained on the real cohort]")
     ] = None,
     encoder: Annotated[list[Path] | None, typer.Option(help="Vision model folder; several allowed. [default: the judges]")] = None,
+    target: Annotated[str | None, typer.Option(help="Mix to hold presence against. [default: the real cohort's]")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV of generated images read by hand: image, and a column an attribute.")] = None,
+    force_judge: Annotated[bool | None, typer.Option("--force-judge", help="Allow a judge that guided the model's alignment.")] = None,
     config: Config = None,
     seed: Seed = None,
 ) -> None:
@@ -290,8 +293,9 @@ def audit(
     from evenhand.audit.run import AuditSettings, audit_cohorts
 
     settings = AuditSettings.resolve(
-        config, real=real, synthetic=synthetic, out=out, judge=judge or None, encoder=encoder or None, seed=seed
-    )
+        config, real=real, synthetic=synthetic, out=out, judge=judge or None, encoder=encoder or None,
+        target=target, labels=labels, force_judge=force_judge, seed=seed,
+    )  # fmt: skip
     audit_cohorts(settings)
     print(f"{settings.out}")
 

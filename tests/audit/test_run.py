@@ -147,5 +147,5 @@ def test_wrong_inputs_are_one_line_errors(world: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         AuditResult.load(world / "absent.json")
     write_json(world / "other.json", {"format": 99})
-    with pytest.raises(UserError, match="not an audit of format 1"):
+    with pytest.raises(UserError, match="not an audit of format 2"):
         AuditResult.load(world / "other.json")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from evenhand.audit.findings import auc, figure, headline_findings, points
 from evenhand.audit.frame import Estimate
@@ -13,7 +12,6 @@ from evenhand.audit.tables import (
     Resampling,
     Sides,
     condition_labels,
-    presence_table,
     quality_table,
     real_floor,
     semantic_table,
@@ -57,21 +55,6 @@ def test_an_intersection_keeps_its_empty_cells() -> None:
     both = cross(parts)
     assert list(both.real.cat.categories) == ["male x x", "male x y", "male x z", "female x x", "female x y", "female x z"]
     assert both.real.tolist()[:2] == ["male x x", "female x x"] and both.real.isna().tolist() == [False, False, True]
-
-
-def test_presence_headline_reads_as_promised() -> None:
-    found = presence_table(
-        reading([], ["male"] * 83 + ["female"] * 17, ["male", "female"], "judge"), pd.Series(["male"] * 8 + ["female"] * 2), np.arange(100)
-    )
-    assert found.gap == pytest.approx(0.03)
-    text = headline_findings([found], [], [])[0].text
-    assert text == "Presence by sex: 83 % male [74, 89] by the judge's count, real cohort 80 %: gap 3.0 points."
-
-
-def test_undefined_presence_has_no_number() -> None:
-    found = presence_table(reading([], [None, None], ["male", "female"], "none"), pd.Series(["male", "female"]), np.arange(2))
-    assert found.gap is None and all(row.raw is None and "silent" in row.reason for row in found.rows)
-    assert "undefined" in headline_findings([found], [], [])[0].text
 
 
 def test_quality_names_the_worse_group_only_where_intervals_part() -> None:

@@ -70,9 +70,13 @@ def result_of(root: Path) -> AuditResult:
     cell, floor = Cell(n=60, value=0.05, low=0.04, high=0.06), Cell(n=60, value=0.0, low=-0.01, high=0.01)
     shares = [(0.83, 0.8), (0.17, 0.2), (0.0, 0.0)]
     presence = PresenceTable(
-        question="presence:sex", by=["sex"], basis="judge", n=60, n_real=60, gap=0.03,
+        question="presence:sex", by=["sex"], basis="judge", n=60, n_real=60, gap=0.03, raw_gap=0.03,
+        method="emq", identifiable=True, n_calibration=40,
         rows=[
-            PresenceRow(group=g, n=60, raw=a, low=a * 0.9, high=min(1, a * 1.1), target=b) for g, (a, b) in zip(NAMES, shares, strict=False)
+            PresenceRow(
+                group=g, n=60, value=a, low=a * 0.9, high=min(1, a * 1.1), raw=a, raw_low=a * 0.9, raw_high=min(1, a * 1.1), target=b
+            )
+            for g, (a, b) in zip(NAMES, shares, strict=False)
         ],
     )  # fmt: skip
     quality = QualityTable(

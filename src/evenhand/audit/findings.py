@@ -16,7 +16,7 @@ from evenhand.audit.result import (
 )
 
 VISIBLE_AUC = 0.7
-_BASIS = {"requested": "as requested", "judge": "by the judge's count", "mixed": "as requested, else by the judge's count"}
+_BASIS = {"requested": "as requested", "judge": "by the judge, corrected", "mixed": "as requested, else by the judge, corrected"}
 
 
 def headline_findings(presence: list[PresenceTable], quality: list[QualityTable], semantics: list[SemanticTable]) -> list[Finding]:
@@ -30,17 +30,22 @@ def headline_findings(presence: list[PresenceTable], quality: list[QualityTable]
 
 
 def presence_finding(table: PresenceTable) -> Finding:
-    """``83 % male [80, 86], real cohort 80 %: gap 3 points``."""
+    """``83 % male [80, 86], target 50 %: gap 33 points``, or why that cannot be known."""
     name = table.by[0]
-    shown = [row for row in table.rows if row.raw is not None and row.target is not None]
+    shown = [row for row in table.rows if row.value is not None and row.target is not None]
+    if table.identifiable is False:
+        text = f"Presence by {name}: not identifiable, so no share is given: {table.refusal}."
+        return Finding(question=table.question, kind="presence", text=text)
     if not shown or table.gap is None:
         reason = next((row.reason for row in table.rows if row.reason), "no shares")
         return Finding(question=table.question, kind="presence", text=f"Presence by {name}: undefined ({reason}).")
-    row = max(shown, key=lambda row: (round(abs((row.raw or 0) - (row.target or 0)), 9), row.target or 0))
-    assert row.raw is not None and row.low is not None and row.high is not None and row.target is not None
+    row = max(shown, key=lambda row: (round(abs((row.value or 0) - (row.target or 0)), 9), row.target or 0))
+    assert row.value is not None and row.target is not None
+    bounds = "" if row.low is None or row.high is None else f" [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+    wanted = "target" if table.n_real == 0 else "real cohort"
     text = (
-        f"Presence by {name}: {percent(row.raw)} {row.group} [{100 * row.low:.0f}, {100 * row.high:.0f}] {_BASIS[table.basis]}, "
-        f"real cohort {percent(row.target)}: gap {points(table.gap)}."
+        f"Presence by {name}: {percent(row.value)} {row.group}{bounds} {_BASIS[table.basis]}"
+        f"{', with labels of a hand' if table.method == 'labelled' else ''}, {wanted} {percent(row.target)}: gap {points(table.gap)}."
     )
     return Finding(question=table.question, kind="presence", text=text)
 
@@ -97,10 +102,12 @@ def caveats(
     notes = []
     if any(table.basis in ("judge", "mixed") for table in presence):
         notes.append(
-            "Presence by a judge is a raw count: its errors are not corrected, and pull shares towards the groups it confuses. "
-            "A judge sees generated images it was not made for."
+            "Presence by a judge is corrected for its errors on held-out real images. That holds as far as images of a group look alike "
+            "on both sides: scores and features are tested for it, yet a difference that moves neither cannot be seen."
         )
     for judge in judges:
+        if judge.guided:
+            notes.append(f"The judge of {judge.target} guided the model's alignment (--force-judge): what it reads here is no evidence.")
         if judge.auc is None:
             notes.append(f"The judge of {judge.target} has no held-out AUC: how well it reads real images is not known.")
         elif judge.auc < VISIBLE_AUC:

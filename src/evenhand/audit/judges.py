@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evenhand.audit.readings import stated
@@ -22,6 +22,7 @@ class Judges:
     by_target: dict[str, Classifier]
     trained: set[str]
     unjudged: dict[str, str]
+    guides: set[str] = field(default_factory=set)
 
     @property
     def facts(self) -> list[JudgeFacts]:
@@ -35,6 +36,7 @@ class Judges:
                 sha256=judge.sha256,
                 subjects_sha256=judge.subjects_sha256,
                 trained_here=target in self.trained,
+                guided=judge.sha256 in self.guides,
             )
             for target, judge in self.by_target.items()
         ]
@@ -45,21 +47,36 @@ def cohort_hash(cohort: Cohort) -> str:
     return sha256_folder(cohort.root, (SCHEMA_FILE, TABLE_FILE))
 
 
-def gather_judges(real: Cohort, synthetic: Cohort, given: list[Path], folder: Path, *, arch: str, epochs: float, seed: int) -> Judges:
+def guides_of(cohort: Cohort) -> set[str]:
+    """Hashes of the classifiers that guided the alignment of the model behind a generated cohort, by its provenance."""
+    made = cohort.schema.made
+    notes = [made, made.get("model_provenance") or {}]
+    return {str(guide["sha256"] if isinstance(guide, dict) else guide) for note in notes for guide in note.get("guides") or []}
+
+
+def gather_judges(
+    real: Cohort, synthetic: Cohort, given: list[Path], folder: Path, *, arch: str, epochs: float, seed: int, force: bool = False
+) -> Judges:
     """Load the judges given; train the others that this audit needs into ``folder``, or reuse those made there from the same cohort.
 
     Needed are a judge for every condition that the generated images state (to see whether they show it), and for every attribute
     on which some prompt is silent.
 
     Raises:
-        UserError: two judges of one column, or a judge of a column that the real cohort lacks.
+        UserError: two judges of one column, a judge of a column that the real cohort lacks, or one that guided the model.
     """
     judges: dict[str, Classifier] = {}
+    guides = guides_of(synthetic)
     for path in given:
         judge = Classifier.load(path)
         real.require_column(judge.target)
         if judge.target in judges:
             raise UserError(f"--judge {path}: {judge.target} has a judge already ({judges[judge.target].path}); give one a column")
+        if judge.sha256 in guides and not force:
+            raise UserError(
+                f"--judge {path}: this classifier guided the alignment of the model that made {synthetic.root}, and a tuned model "
+                "fools its guide; give one that took no part, or --force-judge to go on all the same"
+            )
         judges[judge.target] = judge
     needed = [name for name in real.schema.conditions if stated(synthetic, name).notna().any()]
     needed += [name for name in real.schema.attributes if stated(synthetic, name).isna().any()]
@@ -74,7 +91,7 @@ def gather_judges(real: Cohort, synthetic: Cohort, given: list[Path], folder: Pa
             continue
         judges[target] = _trained(real, target, folder, arch, epochs, seed)
         trained.add(target)
-    return Judges(judges, trained, unjudged)
+    return Judges(judges, trained, unjudged, guides)
 
 
 def _trained(real: Cohort, target: str, folder: Path, arch: str, epochs: float, seed: int) -> Classifier:

@@ -12,7 +12,7 @@ from evenhand.audit.frame import Estimate
 from evenhand.core.artifacts import read_json, write_json
 from evenhand.core.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 Basis = Literal["requested", "judge", "mixed", "none"]
 
 
@@ -36,27 +36,40 @@ class Cell(_Part):
 
 
 class PresenceRow(_Part):
-    """Share of one group: ``raw`` as counted (not corrected for the judge's errors), ``target`` in the real cohort."""
+    """Share of one group: ``value`` as requested or corrected for the judge's errors, ``raw`` as counted, ``target`` as wanted."""
 
     group: str
     n: int
-    raw: float | None
+    value: float | None
     low: float | None
     high: float | None
+    raw: float | None
+    raw_low: float | None
+    raw_high: float | None
     target: float | None
     reason: str = ""
 
 
 class PresenceTable(_Part):
-    """Shares by subgroup against the real cohort's; ``gap`` is the total variation distance, 0 to 1."""
+    """Shares by subgroup against the target mix; ``gap`` is the total variation distance, 0 to 1, undefined where refused.
+
+    ``identifiable`` is false where the judge's reading fits no mixture of its calibration classes, or cannot see the attribute;
+    ``refusal`` says which. Then ``value`` is what the correction would say, and not to be reported.
+    """
 
     question: str
     by: list[str]
     basis: Basis
     direction: Literal["match"] = "match"
+    method: str
+    identifiable: bool | None
+    refusal: str = ""
+    condition_number: float | None = None
     n: int
     n_real: int
+    n_calibration: int | None = None
     gap: float | None
+    raw_gap: float | None
     rows: list[PresenceRow]
 
 
@@ -139,6 +152,7 @@ class JudgeFacts(_Part):
     sha256: str
     subjects_sha256: str
     trained_here: bool
+    guided: bool = False
 
 
 class EncoderFacts(_Part):

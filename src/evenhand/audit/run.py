@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,18 @@ from pydantic import Field
 from evenhand.audit.findings import caveats, headline_findings
 from evenhand.audit.intervals import FeatureError
 from evenhand.audit.judges import Judges, cohort_hash, gather_judges
-from evenhand.audit.readings import Reading, judged, per_image_table, read_column, stated, with_pairs
+from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
+from evenhand.audit.readings import Reading, hand_labels, judged, per_image_table, read_column, stated, with_pairs
 from evenhand.audit.result import AuditResult, CohortFacts, EncoderFacts, PresenceTable, QualityTable, SemanticTable
-from evenhand.audit.tables import Resampling, Sides, condition_labels, presence_table, quality_table, semantic_table, values_with_auc
+from evenhand.audit.tables import Resampling, Sides, condition_labels, quality_table, semantic_table, values_with_auc
 from evenhand.cohorts.cohort import Cohort, write_table
 from evenhand.core.artifacts import claim, provenance
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
+from evenhand.core.groups import parse_mix
 from evenhand.engine.devices import processes
 from evenhand.engine.features import cohort_features, cohort_predictions
+from evenhand.models.classifiers import Classifier
 from evenhand.models.encoders import Encoder
 
 
@@ -35,6 +38,9 @@ class AuditSettings(Settings):
     out: Path
     judge: list[Path] | None = Field(None, description="classifier folders; default: trained on the real cohort's training split")
     encoder: list[Path] | None = Field(None, description="vision model or classifier folders, the first is primary; default: judges")
+    target: str | None = Field(None, description="mix that presence is held against, 'sex=male:0.5,female:0.5'; default: the real cohort's")
+    labels: Path | None = Field(None, description="CSV with a column image and one an attribute: some generated images read by hand")
+    force_judge: bool = Field(False, description="let a classifier judge that guided the model's alignment; the report says so")
     judge_arch: str = "resnet"
     judge_epochs: float = Field(8, gt=0)
     batch_size: int = Field(64, ge=1)
@@ -78,15 +84,16 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
     compared_real, real_rows = _held_out(real, settings.min_n)
     with _claimed(settings.out) as folder:
         judges = gather_judges(
-            real, synthetic, settings.judge or [], folder, arch=settings.judge_arch, epochs=settings.judge_epochs, seed=settings.seed
-        )
+            real, synthetic, settings.judge or [], folder,
+            arch=settings.judge_arch, epochs=settings.judge_epochs, seed=settings.seed, force=settings.force_judge,
+        )  # fmt: skip
         scores = {
             side: {name: cohort_predictions(judge, cohort, batch_size=settings.batch_size) for name, judge in judges.by_target.items()}
             for side, cohort in (("real", compared_real), ("synthetic", synthetic))
         }
         compared = _Compared(compared_real, synthetic, scores, judges)
         readings = {name: read_column(compared_real, synthetic, name, compared.judgement(name)) for name in real.schema.attributes}
-        presence = _presence(real, compared, readings)
+        presence = _presence(real, compared, readings, settings)
         quality, encoders = _quality(compared, readings, settings)
         semantics = _semantics(compared, readings, settings)
         result = _result(settings, (real, real_rows), compared, presence, quality, encoders, semantics)
@@ -132,16 +139,42 @@ def _held_out(real: Cohort, min_n: int) -> tuple[Cohort, Any]:
     return (held_out, "val+test") if len(held_out) >= 2 * min_n else (real, "all")
 
 
-def _presence(real: Cohort, compared: _Compared, readings: dict[str, Reading]) -> list[PresenceTable]:
+def _presence(real: Cohort, compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[PresenceTable]:
     """By column and pair, as used; where a column is requested and has a judge, also by the judge: what was asked is not yet shown."""
-    tables = []
-    asked = {name for name, reading in readings.items() if reading.basis in ("requested", "mixed") and name in compared.judges.by_target}
-    judge_only = [read_column(compared.real, compared.synthetic, name, compared.judgement(name), prefer_judge=True) for name in asked]
+    mix = parse_mix(settings.target, compared.real.schema.attributes) if settings.target else None
+    data = PresenceData(
+        compared.real, compared.synthetic, _calibrating(compared), _judged_columns(compared, settings),
+        hand_labels(settings.labels, compared.synthetic) if settings.labels else {}, settings.n_boot, settings.seed,
+    )  # fmt: skip
     whole = {name: read_column(real, compared.synthetic, name, compared.judgement(name)) for name in readings}
-    targets = {reading.by: reading.real for reading in with_pairs(whole)}
-    for reading in [*with_pairs(readings), *judge_only]:
-        tables.append(presence_table(reading, targets[reading.by], compared.subjects("synthetic")))
+    targets = {reading.by: target_shares(reading, mix) for reading in with_pairs(whole)}
+    tables = [presence_table(reading, *targets[reading.by], data) for reading in with_pairs(readings)]
+    for name, reading in readings.items():
+        if reading.basis in ("requested", "mixed") and name in compared.judges.by_target:
+            shown = read_column(compared.real, compared.synthetic, name, compared.judgement(name), prefer_judge=True)
+            tables.append(presence_table(shown, *targets[shown.by], data, judge_only=True))
     return tables
+
+
+def _calibrating(compared: _Compared) -> np.ndarray:
+    """Which real images tell the judges' errors: those of the training split trained them."""
+    table = compared.real.table
+    return (table["split"] != "train").to_numpy() if "split" in table else np.ones(len(table), dtype=bool)
+
+
+def _judged_columns(compared: _Compared, settings: AuditSettings) -> dict[str, JudgedColumn]:
+    def features(judge: Classifier) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        def made() -> tuple[np.ndarray, np.ndarray]:
+            encoder, sides = Encoder.load(judge.path), (compared.real, compared.synthetic)
+            real, synthetic = (cohort_features(encoder, side, batch_size=settings.batch_size) for side in sides)
+            return real, synthetic
+
+        return made
+
+    return {
+        name: JudgedColumn(list(judge.groups), compared.scores["real"][name], compared.scores["synthetic"][name], features(judge))
+        for name, judge in compared.judges.by_target.items()
+    }
 
 
 def _quality(compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> tuple[list[QualityTable], list[EncoderFacts]]:

@@ -1,4 +1,4 @@
-"""From arrays to the result's tables: presence, quality and semantics by subgroup and intersection."""
+"""From arrays to the result's tables: quality and semantics by subgroup and intersection."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matc
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.intervals import FeatureError, subject_codes
 from evenhand.audit.readings import Reading
-from evenhand.audit.representation import mix_gap, raw_presence
-from evenhand.audit.result import Cell, GroupRow, PresenceRow, PresenceTable, QualityTable, SemanticTable, number
+from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticTable, number
 from evenhand.audit.semantics import group_auc
 from evenhand.core.randomness import generator
-
-UNSEEN = "the prompts are silent and no judge reads this column"
 
 
 @dataclass(frozen=True)
@@ -45,35 +42,6 @@ class Sides:
     def subjects(self) -> tuple[np.ndarray, np.ndarray]:
         """As the distances take them."""
         return self.real_subjects, self.synthetic_subjects
-
-
-def presence_table(reading: Reading, target: pd.Series, synthetic_subjects: np.ndarray) -> PresenceTable:
-    """Shares among generated images against the shares among ``target``, the real cohort's labels."""
-    names = list(reading.synthetic.cat.categories)
-    found = raw_presence(reading.synthetic.astype(object), names, synthetic_subjects)
-    wanted = raw_presence(target.astype(object), names)
-    rows = []
-    for name in names:
-        cell = found.by_group.loc[name]
-        reason = UNSEEN if reading.basis == "none" else str(cell["reason"])
-        if wanted.n == 0:
-            reason = reason or "no real image has a known group"
-        rows.append(
-            PresenceRow(
-                group=str(name),
-                n=int(cell["n"]),
-                raw=number(cell["raw"]),
-                low=number(cell["low"]),
-                high=number(cell["high"]),
-                target=number(wanted.by_group.loc[name, "raw"]),
-                reason=reason,
-            )
-        )
-    gap = mix_gap(found.mix, wanted.mix)
-    return PresenceTable(
-        question=f"presence:{reading.question}", by=list(reading.by), basis=reading.basis,
-        n=found.n, n_real=wanted.n, gap=number(gap), rows=rows,
-    )  # fmt: skip
 
 
 def quality_table(

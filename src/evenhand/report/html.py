@@ -19,7 +19,7 @@ from evenhand.report.sheet import SheetGroup, contact_sheet
 FORMATS = ("html",)
 BASIS = {
     "requested": "groups as requested in the prompts",
-    "judge": "groups as read by the judge, not corrected for its errors",
+    "judge": "groups as read by the judge",
     "mixed": "groups as requested, else as read by the judge",
     "none": "no groups: neither requested nor judged",
 }
@@ -87,8 +87,10 @@ def stands_out(table: QualityTable | SemanticTable) -> bool:
 
 def share_span(row: object) -> str:
     """``83 % [80, 86]``."""
-    raw, low, high = (getattr(row, name) for name in ("raw", "low", "high"))
-    return "undefined" if raw is None else f"{percent(raw)} [{100 * low:.0f}, {100 * high:.0f}]"
+    value, low, high = (getattr(row, name) for name in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    return percent(value) + ("" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]")
 
 
 def _chapter(path: Path, result: AuditResult) -> Chapter:
@@ -110,7 +112,7 @@ def _figures(name: str, result: AuditResult) -> dict[str, str]:
     if result.presence:
         drawn["presence"] = bars(
             [_presence_panel(table) for table in result.presence],
-            title=f"{name}: presence by group", axis="share of images", found="generated, 95 % interval", reference="real cohort",
+            title=f"{name}: presence by group", axis="share of images", found="generated, 95 % interval", reference="target",
         )  # fmt: skip
     quality = [table for table in result.quality if table.metric == "kid" and table.primary]
     if quality:
@@ -136,7 +138,9 @@ def _figures(name: str, result: AuditResult) -> dict[str, str]:
 
 def _presence_panel(table: PresenceTable) -> Panel:
     basis = {"requested": "requested", "judge": "judged", "mixed": "requested, else judged", "none": "not known"}[table.basis]
-    lines = [Line(row.group, Mark(row.raw, row.low, row.high), Mark(row.target)) for row in table.rows]
+    if table.identifiable is False:
+        return Panel(f"{' x '.join(table.by)} (not identifiable)", [Line(row.group, Mark(None), Mark(row.target)) for row in table.rows])
+    lines = [Line(row.group, Mark(row.value, row.low, row.high), Mark(row.target)) for row in table.rows]
     return Panel(f"{' x '.join(table.by)} ({basis})", lines)
 
 

@@ -1,0 +1,180 @@
+"""The presence chapter: who is in the pictures, as requested or as judged and corrected, against a target mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import pandas as pd
+
+from evenhand.audit.readings import JOIN, Reading, stated
+from evenhand.audit.representation import MixEstimate, estimate_mix, mix_gap, prediction_powered_mix, raw_presence
+from evenhand.audit.result import PresenceRow, PresenceTable, number
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.groups import Mix
+
+UNSEEN = "the prompts are silent and no judge reads this column"
+NOT_HELD_OUT = "no real images are held out from the judge, so its errors cannot be measured"
+
+
+@dataclass(frozen=True)
+class JudgedColumn:
+    """One judge's probabilities (n, K) and penultimate features of real and generated images."""
+
+    groups: list[str]
+    real: np.ndarray
+    synthetic: np.ndarray
+    features: Callable[[], tuple[np.ndarray, np.ndarray]]  # (n, d) real, (m, d) generated: made when a judge is asked, cached
+
+
+@dataclass(frozen=True)
+class PresenceData:
+    """Both sides as presence needs them.
+
+    ``held_out`` marks the real images that calibrate the judges; ``labels`` holds a hand's labels of some generated images.
+    """
+
+    real: Cohort
+    synthetic: Cohort
+    held_out: np.ndarray
+    columns: Mapping[str, JudgedColumn]
+    labels: Mapping[str, pd.Series]
+    n_boot: int
+    seed: int
+
+
+def presence_table(
+    reading: Reading, target: Mapping[str, float], n_target: int, data: PresenceData, *, judge_only: bool = False
+) -> PresenceTable:
+    """Shares among generated images against ``target``; by a judge they are corrected for its errors, or refused."""
+    names = [str(name) for name in reading.synthetic.cat.categories]
+    subjects = data.synthetic.table["subject_id"].astype(object).to_numpy()
+    counted = raw_presence(reading.synthetic.astype(object), names, subjects)
+    found = _corrected(reading, data, judge_only) if reading.basis in ("judge", "mixed") else None
+    rows = []
+    for name, cell in zip(names, counted.by_group.to_dict("records"), strict=True):
+        raw = tuple(number(float(cell[key])) for key in ("raw", "low", "high"))
+        shown = tuple(number(bound) for bound in found.shares.get(name, (math.nan,) * 3)) if found else raw
+        reason = UNSEEN if reading.basis == "none" else str(cell["reason"])
+        rows.append(
+            PresenceRow(
+                group=name, n=int(cell["n"]), value=shown[0], low=shown[1], high=shown[2], raw=raw[0], raw_low=raw[1], raw_high=raw[2],
+                target=number(target.get(name, math.nan)), reason=reason or ("" if target else "no real image has a known group"),
+            )
+        )  # fmt: skip
+    shares = {row.group: row.value if row.value is not None else math.nan for row in rows}
+    known = found is None or found.estimate.identifiable
+    gap = mix_gap(shares, target) if target and known and reading.basis != "none" else math.nan
+    return PresenceTable(
+        question=f"presence:{reading.question}", by=list(reading.by), basis=reading.basis, n=counted.n, n_real=n_target,
+        gap=number(gap), raw_gap=number(mix_gap(counted.mix, target) if target else math.nan),
+        method=found.estimate.method if found else "requested" if reading.basis == "requested" else "none",
+        identifiable=known if reading.basis != "none" else None, refusal=found.estimate.reason if found else "",
+        condition_number=number(found.estimate.condition_number) if found else None,
+        n_calibration=int(data.held_out.sum()) if found and found.estimate.method != "labelled" else None, rows=rows,
+    )  # fmt: skip
+
+
+def target_shares(reading: Reading, mix: Mix | None) -> tuple[dict[str, float], int]:
+    """Shares of every category in a stated mix, or among the real images' known labels; and how many of those there are."""
+    names = [str(name) for name in reading.real.cat.categories]
+    if mix is not None and set(reading.by) <= set(mix.names):
+        places = [mix.names.index(name) for name in reading.by]
+        shares = dict.fromkeys(names, 0.0)
+        for values, share in mix.joint().items():
+            shares[JOIN.join(values[place] for place in places)] += share
+        return shares, 0
+    found = raw_presence(reading.real.astype(object), names)
+    return ({str(name): share for name, share in found.mix.items()} if found.n else {}), found.n
+
+
+@dataclass(frozen=True)
+class _Corrected:
+    shares: dict[str, tuple[float, float, float]]
+    estimate: MixEstimate  # the last one that was refused, else the last one
+
+
+def _corrected(reading: Reading, data: PresenceData, judge_only: bool) -> _Corrected:
+    """Shares of every cell: images are sorted by what their prompt states, and the judges say the rest.
+
+    Whether the mix can be known is asked of all images on which the same columns are silent; their shares are then estimated for
+    each requested value apart.
+    """
+    asked = pd.DataFrame({name: [None] * len(data.synthetic) if judge_only else stated(data.synthetic, name) for name in reading.by})
+    silent = asked.isna()
+    shares: dict[str, np.ndarray] = {}
+    tested: MixEstimate | None = None
+    for pattern, there in _strata(silent).items():
+        columns = [name for name, unstated in zip(reading.by, pattern, strict=True) if unstated]
+        whole = _estimate(columns, there, data) if columns else None
+        if whole is not None and (tested is None or tested.identifiable):
+            tested = whole
+        for requested, part in _strata(asked.iloc[there].fillna("")).items():
+            rows = there[part]
+            estimate = whole if whole is None or len(rows) == len(there) else _estimate(columns, rows, data)
+            for cell, bounds in _cells(reading.by, requested, columns, estimate, data):
+                shares[cell] = shares.get(cell, np.zeros(3)) + bounds * len(rows) / len(asked)
+    assert tested is not None  # a basis with a judge has silent images
+    return _Corrected({cell: (float(b[0]), float(b[1]), float(b[2])) for cell, b in shares.items()}, tested)
+
+
+def _strata(frame: pd.DataFrame) -> dict[tuple, np.ndarray]:
+    """Which rows hold each combination of values, by place."""
+    places: dict[tuple, list[int]] = {}
+    for place, values in enumerate(frame.itertuples(index=False, name=None)):
+        places.setdefault(values, []).append(place)
+    return {values: np.array(rows) for values, rows in places.items()}
+
+
+def _cells(
+    by: Sequence[str], requested: Sequence[str], columns: list[str], estimate: MixEstimate | None, data: PresenceData
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names of the cells that share what was requested, with value and bounds (3,) of each."""
+    if estimate is None:
+        yield JOIN.join(requested), np.ones(3)
+        return
+    for place, judged in enumerate(_product([data.columns[name].groups for name in columns])):
+        filled = dict(zip(columns, judged, strict=True))
+        cell = JOIN.join(filled.get(name, value) for name, value in zip(by, requested, strict=True))
+        yield cell, np.array([estimate.values[place], estimate.low[place], estimate.high[place]])
+
+
+def _estimate(columns: list[str], rows: np.ndarray, data: PresenceData) -> MixEstimate:
+    """The mix of the judged columns' joint groups among these generated images."""
+    judged = [data.columns[name] for name in columns]
+    names = [JOIN.join(parts) for parts in _product([column.groups for column in judged])]
+    own = _joint([column.synthetic[rows] for column in judged])
+    subjects = data.synthetic.table["subject_id"].astype(object).to_numpy()[rows]
+    if len(columns) == 1 and columns[0] in data.labels and data.labels[columns[0]].iloc[rows].notna().sum() > 1:
+        labels = pd.Series(pd.Categorical(data.labels[columns[0]].iloc[rows], categories=names))
+        return prediction_powered_mix(own, labels, subjects=subjects)
+    truth = pd.DataFrame({name: stated(data.real, name) for name in columns})
+    joint = pd.Series([JOIN.join(row) if all(isinstance(part, str) for part in row) else None for row in truth.to_numpy()], dtype=object)
+    kept = data.held_out & joint.isin(names).to_numpy()
+    if kept.sum() < 2:
+        return _refused(len(names), len(rows), NOT_HELD_OUT)
+    features = [column.features() for column in judged]
+    return estimate_mix(
+        own, _joint([column.real[kept] for column in judged]), pd.Series(pd.Categorical(joint[kept], categories=names)),
+        features=np.hstack([there for _, there in features])[rows], calibration_features=np.hstack([here for here, _ in features])[kept],
+        n_boot=data.n_boot, seed=data.seed,
+        subjects=(subjects, data.real.table["subject_id"].astype(object).to_numpy()[kept]),
+    )  # fmt: skip
+
+
+def _refused(k: int, n: int, reason: str) -> MixEstimate:
+    nothing = np.full(k, math.nan)
+    return MixEstimate(nothing, nothing, nothing, False, reason, n)
+
+
+def _product(groups: Sequence[list[str]]) -> list[tuple[str, ...]]:
+    return reduce(lambda parts, more: [(*part, name) for part in parts for name in more], groups, [()])  # type: ignore[arg-type]
+
+
+def _joint(probabilities: Sequence[np.ndarray]) -> np.ndarray:
+    """Joint probabilities (n, K1 K2 ..) of several judges that err apart, in the order of ``_product``."""
+    joint = reduce(lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(len(a), -1), probabilities)
+    return joint / joint.sum(axis=1, keepdims=True)
