@@ -302,13 +302,14 @@ def audit(
 
 @app.command()
 def report(
-    audits: Annotated[list[Path], typer.Argument(help="audit.json.")],
+    audits: Annotated[list[Path], typer.Argument(help="audit.json; several are set side by side, before and after.")],
     out: Annotated[Path, typer.Option(help="The report to write.")],
+    format: Annotated[str, typer.Option(help="html, json, csv, markdown, model-card or data-card.")] = "html",
 ) -> None:
-    """Turn an audit into one self-contained HTML page."""
+    """Turn audits into one self-contained HTML page, a table, or a Hugging Face card."""
     from evenhand.report.html import write_report
 
-    write_report(audits, out)
+    write_report(audits, out, format)
     print(f"{out}")
 
 

@@ -140,6 +140,7 @@ class CohortFacts(_Part):
     model_sha256: str | None
     image_size: int
     made_at: str | None
+    guidance_scale: float | None = None
 
 
 class JudgeFacts(_Part):

@@ -286,4 +286,11 @@ def _cohort_facts(cohort: Cohort) -> CohortFacts:
         model_sha256=made.get("model_sha256"),
         image_size=cohort.schema.image_size,
         made_at=made.get("made_at"),
+        guidance_scale=_one_value(cohort.table, "guidance_scale"),
     )
+
+
+def _one_value(table: pd.DataFrame, column: str) -> float | None:
+    """The value that all rows share, if they do."""
+    values = table[column].dropna().unique().tolist() if column in table else []
+    return float(values[0]) if len(values) == 1 else None

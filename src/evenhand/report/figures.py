@@ -187,3 +187,49 @@ def _with_text(svg: str, title: str, description: str) -> str:
     end = svg.index(">")
     alternative = f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(description)}</desc>'
     return f'{svg[:end]} role="img" aria-labelledby="{key}-title {key}-desc">{alternative}{svg[end + 1 :]}'
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group's estimates along an axis."""
+
+    label: str
+    points: Sequence[tuple[float, Mark]]
+    target: float | None = None
+
+
+_CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
+_CURVE_MARKS = "oDs^vP"
+
+
+def curves(rows: Sequence[Curve], *, title: str, across: str, up: str, share: bool = False) -> str:
+    """Estimates with 95 % whiskers along an axis, one line a group; dashes at the group's target."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": title}):
+        picture = Figure(figsize=(_WIDTH, 3.1))
+        axes = picture.add_axes((0.13, 0.27, 0.84, 0.66))
+        for place, row in enumerate(rows):
+            colour, shape = _CURVE_COLOURS[place % len(_CURVE_COLOURS)], _CURVE_MARKS[place % len(_CURVE_MARKS)]
+            shown = [(x, mark) for x, mark in row.points if mark.value is not None]
+            heights = [mark.value for _, mark in shown if mark.value is not None]
+            axes.plot(
+                [x for x, _ in shown], heights, shape + "-",
+                color=colour, markersize=4.6, linewidth=1.4, label=_short(row.label),
+            )  # fmt: skip
+            for x, mark in shown:
+                if mark.low is not None and mark.high is not None:
+                    axes.plot([x, x], [mark.low, mark.high], color=colour, linewidth=1.1)
+            if row.target is not None:
+                axes.axhline(row.target, color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+        axes.set_xlabel(across, fontsize=9)
+        axes.set_ylabel(up, fontsize=9)
+        if share:
+            axes.set_ylim(0, 1)
+            axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        picture.legend(loc="lower left", ncols=3, frameon=False, fontsize=8.5, borderaxespad=0.2, handlelength=1.6)
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    told = " ".join(f"{row.label} at {across} {x:g}: {_words(mark)}." for row in rows for x, mark in row.points)
+    return _with_text(buffer.getvalue().decode(), title, told)

@@ -13,10 +13,14 @@ from evenhand.audit.findings import auc, figure, interval, percent, points
 from evenhand.audit.result import AuditResult, Cell, PresenceTable, QualityTable, SemanticTable
 from evenhand.core.artifacts import write_text
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.report.figures import Line, Mark, Panel, bars, dots
+from evenhand.report.cards import data_card, model_card
+from evenhand.report.figures import Curve, Line, Mark, Panel, bars, curves, dots
+from evenhand.report.formats import as_csv, as_json, as_markdown
 from evenhand.report.sheet import SheetGroup, contact_sheet
 
-FORMATS = ("html",)
+TEXT_FORMATS = {"json": as_json, "csv": as_csv, "markdown": as_markdown}
+CARDS = {"model-card": model_card, "data-card": data_card}
+FORMATS = ("html", *TEXT_FORMATS, *CARDS)
 BASIS = {
     "requested": "groups as requested in the prompts",
     "judge": "groups as read by the judge",
@@ -46,13 +50,23 @@ def write_report(audits: list[Path], out: Path, format: str = "html") -> Path:
         raise UserError(f"--format: unknown format {format!r}; {did_you_mean(format, FORMATS)}")
     if not audits:
         raise UserError("nothing to report; name an audit.json")
-    chapters = [_chapter(Path(path), AuditResult.load(path)) for path in audits]
+    results = [AuditResult.load(path) for path in audits]
     out = Path(out)
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name a file in it, such as report.html")
+    if format in CARDS and len(results) > 1:
+        raise UserError(f"--format {format}: a card is of one audit; {len(results)} are given")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, render(chapters))
+    write_text(out, _text(format, [Path(path) for path in audits], results))
     return out
+
+
+def _text(format: str, paths: list[Path], results: list[AuditResult]) -> str:
+    if format in TEXT_FORMATS:
+        return TEXT_FORMATS[format](results)
+    if format in CARDS:
+        return CARDS[format](results[0])
+    return render([_chapter(path, result) for path, result in zip(paths, results, strict=True)])
 
 
 def render(chapters: list[Chapter]) -> str:
@@ -70,8 +84,9 @@ def render(chapters: list[Chapter]) -> str:
     }
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     return template.render(
-        chapters=chapters, style=(folder / "report.css").read_text(encoding="utf-8"), basis=BASIS, compared=_compared(chapters)
-    )
+        chapters=chapters, style=(folder / "report.css").read_text(encoding="utf-8"), basis=BASIS, compared=_compared(chapters),
+        sweep=_sweep([chapter.result for chapter in chapters]),
+    )  # fmt: skip
 
 
 def stands_out(table: QualityTable | SemanticTable) -> bool:
@@ -161,6 +176,40 @@ def _auc_limits(tables: list[SemanticTable]) -> tuple[float, float]:
 
 def _mark(cell: Cell | None) -> Mark:
     return Mark(None) if cell is None else Mark(cell.value, cell.low, cell.high)
+
+
+def _sweep(results: list[AuditResult]) -> list[str]:
+    """Where audits are of several guidance scales: presence and quality along the scale."""
+    scales = {result.synthetic.guidance_scale for result in results}
+    if None in scales or len(scales) < 2:
+        return []
+    ordered = sorted(results, key=lambda result: result.synthetic.guidance_scale or 0)
+    presence: dict[str, dict[str, Curve]] = {}
+    quality: dict[str, dict[str, Curve]] = {}
+    for result in ordered:
+        scale = float(result.synthetic.guidance_scale or 0)
+        for table in result.presence:
+            if len(table.by) == 1 and table.basis != "requested":
+                for row in table.rows:
+                    mark = Mark(None) if table.identifiable is False else Mark(row.value, row.low, row.high)
+                    _extend(presence, table.by[0], row.group, scale, mark, row.target)
+        for part in result.quality:
+            if len(part.by) == 1 and part.metric == "kid" and part.primary:
+                for cell in part.rows:
+                    _extend(quality, part.by[0], cell.group, scale, _mark(cell), None)
+    drawn = [
+        curves(list(rows.values()), title=f"Presence by {name} against guidance scale", across="guidance scale", up="share", share=True)
+        for name, rows in presence.items()
+    ]
+    return drawn + [
+        curves(list(rows.values()), title=f"Quality by {name} against guidance scale", across="guidance scale", up="KID, lower is better")
+        for name, rows in quality.items()
+    ]
+
+
+def _extend(into: dict[str, dict[str, Curve]], column: str, group: str, scale: float, mark: Mark, target: float | None) -> None:
+    rows = into.setdefault(column, {})
+    rows[group] = Curve(group, [*(rows[group].points if group in rows else []), (scale, mark)], target)
 
 
 def _compared(chapters: list[Chapter]) -> list[tuple[str, list[str]]]:
