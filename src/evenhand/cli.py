@@ -285,6 +285,8 @@ def audit(
     encoder: Annotated[list[Path] | None, typer.Option(help="Vision model folder; several allowed. [default: the judges]")] = None,
     target: Annotated[str | None, typer.Option(help="Mix to hold presence against. [default: the real cohort's]")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV of generated images read by hand: image, and a column an attribute.")] = None,
+    primary: Annotated[list[str] | None, typer.Option(help="Question declared beforehand, such as quality:race.")] = None,
+    fail_on: Annotated[list[str] | None, typer.Option(help="Rule such as 'presence:sex>0.05'; exit 3 where it holds.")] = None,
     force_judge: Annotated[bool | None, typer.Option("--force-judge", help="Allow a judge that guided the model's alignment.")] = None,
     config: Config = None,
     seed: Seed = None,
@@ -294,10 +296,15 @@ def audit(
 
     settings = AuditSettings.resolve(
         config, real=real, synthetic=synthetic, out=out, judge=judge or None, encoder=encoder or None,
-        target=target, labels=labels, force_judge=force_judge, seed=seed,
+        target=target, labels=labels, primary=primary or None, fail_on=fail_on or None, force_judge=force_judge, seed=seed,
     )  # fmt: skip
-    audit_cohorts(settings)
+    result = audit_cohorts(settings)
     print(f"{settings.out}")
+    failed = [rule.text for rule in result.rules if rule.failed]
+    for text in failed:
+        print(f"failed: {text}")
+    if failed:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from evenhand.audit.tables import (
     semantic_table,
     values_with_auc,
 )
+from evenhand.audit.verdicts import decide
 from evenhand.cohorts.cohort import Cohort, CohortSchema
 
 HOW = Resampling(repeats=2, n_boot=100, min_n=5, seed=0)
@@ -68,9 +69,9 @@ def test_quality_names_the_worse_group_only_where_intervals_part() -> None:
         table = quality_table(reading(groups, groups, ["male", "female", "other"]), sides, "kid", "net", HOW, primary=True)
         assert table.n == 60 and table.rows[2].reason == "no real images" and table.rows[2].value is None
         assert table.rows[0].reference is not None and table.rows[0].reference.low <= 0 <= table.rows[0].reference.high
-        texts[name] = headline_findings([], [table], [])[0].text
-    assert "no gap is shown" in texts["good"]
-    assert "images of female lie further" in texts["bad"] and "do not overlap" in texts["bad"]
+        texts[name] = headline_findings([], [table], [], decide([table], []))[0].text
+    assert "no gap is shown, adjusted p = " in texts["good"]
+    assert "images of female lie further" in texts["bad"] and "adjusted p = " in texts["bad"]
 
 
 def test_the_floor_splits_by_subject_and_needs_enough_images() -> None:

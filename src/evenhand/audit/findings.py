@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from evenhand.audit.result import (
     CohortFacts,
+    Decision,
     EncoderFacts,
     Finding,
     GroupRow,
@@ -19,10 +20,16 @@ VISIBLE_AUC = 0.7
 _BASIS = {"requested": "as requested", "judge": "by the judge, corrected", "mixed": "as requested, else by the judge, corrected"}
 
 
-def headline_findings(presence: list[PresenceTable], quality: list[QualityTable], semantics: list[SemanticTable]) -> list[Finding]:
-    """One sentence a question about single columns; intersections stand in their tables."""
+def headline_findings(
+    presence: list[PresenceTable], quality: list[QualityTable], semantics: list[SemanticTable], decisions: Sequence[Decision] = ()
+) -> list[Finding]:
+    """One sentence a question about single columns, and about intersections where a gap stands; all else is in the tables."""
+    verdicts = {decision.question: decision for decision in decisions}
     found = [presence_finding(table) for table in presence if len(table.by) == 1]
-    found += [quality_finding(table) for table in quality if len(table.by) == 1 and table.metric == "kid" and table.primary]
+    for table in quality:
+        verdict = verdicts.get(table.question)
+        if table.metric == "kid" and table.primary and (len(table.by) == 1 or (verdict is not None and verdict.flagged)):
+            found.append(quality_finding(table, verdict))
     single = [table for table in semantics if len(table.by) == 1]
     for condition in dict.fromkeys((table.condition, table.value) for table in single):
         found.append(semantic_finding([table for table in single if (table.condition, table.value) == condition]))
@@ -50,24 +57,24 @@ def presence_finding(table: PresenceTable) -> Finding:
     return Finding(question=table.question, kind="presence", text=text)
 
 
-def quality_finding(table: QualityTable) -> Finding:
-    """Which group lies furthest from its own real images, and whether the intervals can tell."""
-    name = table.by[0]
+def quality_finding(table: QualityTable, verdict: Decision | None) -> Finding:
+    """Which group lies furthest from its own real images, and whether the test can tell."""
+    name = " x ".join(table.by)
     shown = [row for row in table.rows if row.value is not None]
-    if len(shown) < 2:
+    if len(shown) < 2 or verdict is None:
         reason = next((f"{row.group}: {row.reason}" for row in table.rows if row.reason), "fewer than two groups")
         text = f"Quality by {name}: fewer than two groups can be measured ({reason})."
         return Finding(question=table.question, kind="quality", text=text)
     worst, best = max(shown, key=_value), min(shown, key=_value)
-    apart = worst.low is not None and best.high is not None and worst.low > best.high
-    if apart:
+    tested = f"{'declared test' if verdict.primary else 'adjusted'} p = {probability(verdict.p_adjusted)}"
+    if verdict.flagged:
         text = (
             f"Quality by {name}: images of {worst.group} lie further from real ones (KID {interval(worst)}) than those of {best.group} "
-            f"({interval(best)}); the 95 % intervals do not overlap."
+            f"({interval(best)}); {tested}."
         )
     else:
         cells = ", ".join(f"{row.group} {interval(row)}" for row in shown[:4])
-        text = f"Quality by {name}: no gap is shown, the 95 % intervals overlap (KID {cells})."
+        text = f"Quality by {name}: no gap is shown, {tested} (KID {cells})."
     return Finding(question=table.question, kind="quality", text=text)
 
 
@@ -129,7 +136,10 @@ def caveats(
         notes.append(f"Image sizes differ (real {real.image_size}, generated {synthetic.image_size}): resizing may enter the distances.")
     if not synthetic.synthetic:
         notes.append(f"The cohort {synthetic.name} does not call itself synthetic: two real cohorts may have been compared.")
-    notes.append("Intervals hold one question at a time; of many groups, some will stand out by chance.")
+    notes.append(
+        "Intervals hold one question at a time. Decisions count all that were asked: questions declared beforehand (--primary) are "
+        "adjusted by Holm among themselves, the others by Benjamini-Hochberg."
+    )
     return [Finding(question="caveat", kind="caveat", text=note) for note in notes]
 
 
@@ -155,6 +165,11 @@ def figure(value: float) -> str:
     size = abs(value)
     text = f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
     return text.replace("-0.000", "0.000")
+
+
+def probability(p: float) -> str:
+    """``0.03``, ``0.004``, ``below 0.001``."""
+    return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.01 else f"{p:.2f}"
 
 
 def percent(share: float) -> str:

@@ -98,6 +98,8 @@ class QualityTable(_Part):
     rows: list[GroupRow]
     gap: float | None
     worst: str | None
+    p_value: float | None = None  # of equally well generated groups; only with the kernel distance
+    effect: float | None = None  # largest difference of two groups' distances, each over the spread of its real images
 
 
 class SemanticTable(_Part):
@@ -115,6 +117,28 @@ class SemanticTable(_Part):
     rows: list[GroupRow]
     gap: float | None
     worst: str | None
+
+
+class Decision(_Part):
+    """Whether a question's gap stands once all that were asked are counted."""
+
+    question: str
+    primary: bool
+    gap: float | None
+    effect: float | None
+    p_value: float
+    p_adjusted: float
+    adjustment: Literal["holm", "benjamini-hochberg"]
+    flagged: bool
+
+
+class RuleOutcome(_Part):
+    """A bound set beforehand (``--fail-on``) and whether the audit fails it."""
+
+    rule: str
+    gap: float | None
+    failed: bool
+    text: str
 
 
 class Finding(_Part):
@@ -182,6 +206,8 @@ class AuditResult(_Part):
     presence: list[PresenceTable]
     quality: list[QualityTable]
     semantics: list[SemanticTable]
+    decisions: list[Decision] = []
+    rules: list[RuleOutcome] = []
     findings: list[Finding]
     provenance: dict[str, Any]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from evenhand.audit.decisions import Question, Rule, parse_question, parse_rule
 from evenhand.audit.findings import caveats, headline_findings
 from evenhand.audit.intervals import FeatureError
 from evenhand.audit.judges import Judges, cohort_hash, gather_judges
@@ -19,6 +20,7 @@ from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, 
 from evenhand.audit.readings import Reading, hand_labels, judged, per_image_table, read_column, stated, with_pairs
 from evenhand.audit.result import AuditResult, CohortFacts, EncoderFacts, PresenceTable, QualityTable, SemanticTable
 from evenhand.audit.tables import Resampling, Sides, condition_labels, quality_table, semantic_table, values_with_auc
+from evenhand.audit.verdicts import Table, check_rules, decide
 from evenhand.cohorts.cohort import Cohort, write_table
 from evenhand.core.artifacts import claim, provenance
 from evenhand.core.config import Settings
@@ -40,6 +42,8 @@ class AuditSettings(Settings):
     encoder: list[Path] | None = Field(None, description="vision model or classifier folders, the first is primary; default: judges")
     target: str | None = Field(None, description="mix that presence is held against, 'sex=male:0.5,female:0.5'; default: the real cohort's")
     labels: Path | None = Field(None, description="CSV with a column image and one an attribute: some generated images read by hand")
+    primary: list[str] = Field([], description="questions declared beforehand, such as 'quality:race'; all others are adjusted apart")
+    fail_on: list[str] = Field([], description="rules such as 'presence:sex>0.05' that make the command exit with 3")
     force_judge: bool = Field(False, description="let a classifier judge that guided the model's alignment; the report says so")
     judge_arch: str = "resnet"
     judge_epochs: float = Field(8, gt=0)
@@ -70,6 +74,21 @@ class _Compared:
         return cohort.table["subject_id"].astype(object).to_numpy()
 
 
+@dataclass(frozen=True)
+class _Declared:
+    """What was said before the first number was seen: the primary questions, and the rules that fail an audit."""
+
+    primary: list[Question]
+    rules: list[Rule]
+
+    @classmethod
+    def of(cls, settings: AuditSettings, real: Cohort) -> _Declared:
+        schema = real.schema
+        primary = [parse_question(text, attributes=schema.attributes, conditions=schema.conditions) for text in settings.primary]
+        rules = [parse_rule(text, attributes=schema.attributes, conditions=schema.conditions) for text in settings.fail_on]
+        return cls(primary, rules)
+
+
 def audit_cohorts(settings: AuditSettings) -> AuditResult:
     """Compare a generated cohort with a real one by subgroup; write audit.json and, beside it, the per-image audit.parquet.
 
@@ -81,6 +100,7 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
     """
     real, synthetic = Cohort.load(settings.real), Cohort.load(settings.synthetic)
     _check(settings, real, synthetic)
+    declared = _Declared.of(settings, real)
     compared_real, real_rows = _held_out(real, settings.min_n)
     with _claimed(settings.out) as folder:
         judges = gather_judges(
@@ -96,7 +116,7 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
         presence = _presence(real, compared, readings, settings)
         quality, encoders = _quality(compared, readings, settings)
         semantics = _semantics(compared, readings, settings)
-        result = _result(settings, (real, real_rows), compared, presence, quality, encoders, semantics)
+        result = _result(settings, declared, (real, real_rows), compared, presence, quality, encoders, semantics)
         if processes().is_main_process:
             sides = {"real": compared_real, "synthetic": synthetic}
             groups = {name: judge.groups for name, judge in judges.by_target.items()}
@@ -238,6 +258,7 @@ def _resampling(settings: AuditSettings) -> Resampling:
 
 def _result(
     settings: AuditSettings,
+    declared: _Declared,
     real: tuple[Cohort, Any],
     compared: _Compared,
     presence: list[PresenceTable],
@@ -250,6 +271,8 @@ def _result(
     unjudged = dict(compared.judges.unjudged)
     unjudged |= dict.fromkeys(_silent_conditions(compared), "its values are not stated in the generated cohort")
     limits = caveats(*facts, real[1], len(compared.real), judges, encoders, presence, unjudged)
+    tables: list[Table] = [*presence, *quality, *semantics]
+    decisions = decide(tables, declared.primary)
     return AuditResult(
         real=facts[0],
         synthetic=facts[1],
@@ -262,7 +285,9 @@ def _result(
         presence=presence,
         quality=quality,
         semantics=semantics,
-        findings=[*headline_findings(presence, quality, semantics), *limits],
+        decisions=decisions,
+        rules=check_rules(declared.rules, tables),
+        findings=[*headline_findings(presence, quality, semantics, decisions), *limits],
         provenance=provenance(),
     )
 

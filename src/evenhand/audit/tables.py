@@ -12,6 +12,7 @@ import pandas as pd
 
 from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
 from evenhand.audit.frame import Estimate, SubgroupFrame
+from evenhand.audit.gaps import quality_gap
 from evenhand.audit.intervals import FeatureError, subject_codes
 from evenhand.audit.readings import Reading
 from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticTable, number
@@ -52,14 +53,19 @@ def quality_table(
         sides.real, sides.synthetic, reading.real, reading.synthetic, "kid" if metric == "kid" else "frechet",
         repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n,
     )  # fmt: skip
-    floors = {}
+    floors, p, effect = {}, math.nan, math.nan
     if metric == "kid":
+        tested = quality_gap(
+            sides.real, sides.synthetic, reading.real, reading.synthetic, subjects=sides.subjects, seed=how.seed, min_n=how.min_n
+        )
+        p, effect = tested.p_value, tested.effect
         floors = {name: real_floor(sides, (reading.real == name).to_numpy(), how) for name in frame.by_group.index}
     return QualityTable(
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=primary, encoder=encoder,
         n=frame.overall.n, overall=Cell.of(whole_distance(sides, metric, frame)),
         overall_reference=real_floor(sides, np.ones(len(sides.real), dtype=bool), how) if metric == "kid" else None,
         rows=_rows(frame, floors, reading), gap=number(frame.gap), worst=_name(frame.worst),
+        p_value=number(p), effect=number(effect),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from evenhand.audit.findings import auc, figure, interval, percent, points
+from evenhand.audit.findings import auc, figure, interval, percent, points, probability
 from evenhand.audit.result import AuditResult, Cell, PresenceTable, QualityTable, SemanticTable
 from evenhand.core.artifacts import write_text
 from evenhand.core.errors import UserError, did_you_mean
@@ -79,6 +79,7 @@ def render(chapters: list[Chapter]) -> str:
         "figure": figure,
         "percent": percent,
         "points": points,
+        "probability": probability,
         "span": share_span,
         "stands_out": stands_out,
     }

@@ -1,0 +1,100 @@
+"""From tables to decisions: which gaps stand after adjustment, and whether a bound that was set beforehand is broken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import ndtr
+from scipy.stats import chi2
+
+from evenhand.audit.decisions import Question, Rule, benjamini_hochberg, holm, parse_question
+from evenhand.audit.intervals import Z95
+from evenhand.audit.result import Decision, GroupRow, PresenceTable, QualityTable, RuleOutcome, SemanticTable
+
+ALPHA = 0.05
+Table = PresenceTable | QualityTable | SemanticTable
+
+
+def decide(tables: Sequence[Table], primary: Sequence[Question]) -> list[Decision]:
+    """One decision a question that can be tested: declared ones adjusted by Holm among themselves, the rest by Benjamini-Hochberg.
+
+    Presence is tested against its target, quality by ``quality_gap``, semantics for equal AUC in all groups.
+    """
+    asked = [table for table in tables if decisive(table)]
+    p_values = np.array([math.nan if (p := p_value(table)) is None else p for table in asked])
+    declared = np.array([any(question.matches(parse_question(table.question)) for question in primary) for table in asked], dtype=bool)
+    adjusted = np.full(len(asked), math.nan)
+    adjusted[declared] = holm(p_values[declared])
+    adjusted[~declared] = benjamini_hochberg(p_values[~declared])
+    return [
+        Decision(
+            question=table.question, primary=bool(first), gap=table.gap, effect=getattr(table, "effect", None), p_value=float(p),
+            p_adjusted=float(q), adjustment="holm" if first else "benjamini-hochberg", flagged=bool(q < ALPHA),
+        )
+        for table, first, p, q in zip(asked, declared, p_values, adjusted, strict=True)
+        if math.isfinite(p)
+    ]  # fmt: skip
+
+
+def decisive(table: Table) -> bool:
+    """Whether a table answers its question: of several metrics and encoders the primary one does."""
+    return table.primary and table.metric == "kid" if isinstance(table, QualityTable) else True
+
+
+def p_value(table: Table) -> float | None:
+    """Probability of so large a gap were there none; None where it is not tested."""
+    if isinstance(table, QualityTable):
+        return table.p_value
+    if isinstance(table, SemanticTable):
+        return equal_values_p(table.rows)
+    return target_p(table)
+
+
+def equal_values_p(rows: Sequence[GroupRow]) -> float | None:
+    """Cochran's Q over groups' values with the standard errors of their intervals, chi-square with G - 1 degrees of freedom."""
+    shown = [(row.value, (row.high - row.low) / (2 * Z95)) for row in rows if None not in (row.value, row.low, row.high)]  # type: ignore[operator]
+    values, errors = np.array([v for v, _ in shown], dtype=float), np.array([e for _, e in shown], dtype=float)
+    if len(values) < 2 or not (errors > 0).all():
+        return None
+    weights = errors**-2
+    mean = (weights * values).sum() / weights.sum()
+    return float(chi2.sf((weights * (values - mean) ** 2).sum(), len(values) - 1))
+
+
+def target_p(table: PresenceTable) -> float | None:
+    """Shares against their targets: the smallest two-sided p-value of a group, times the number of free shares (Bonferroni).
+
+    A target that is a share of real images has an error of its own. What was requested is exact: it has no sampling error to test.
+    """
+    if table.gap is None or table.basis == "requested":
+        return None
+    smallest = 1.0
+    for row in table.rows:
+        if None in (row.value, row.low, row.high, row.target):
+            continue
+        assert row.value is not None and row.low is not None and row.high is not None and row.target is not None
+        off = row.value - row.target
+        side = row.value - row.low if off > 0 else row.high - row.value  # the bound towards the target
+        error = math.hypot(side / Z95, math.sqrt(row.target * (1 - row.target) / table.n_real) if table.n_real else 0.0)
+        smallest = min(smallest, float(2 * ndtr(-abs(off) / error)) if error > 0 else float(off == 0))
+    return min(1.0, smallest * max(len(table.rows) - 1, 1))
+
+
+def check_rules(rules: Sequence[Rule], tables: Sequence[Table]) -> list[RuleOutcome]:
+    """Whether each rule's question has a gap on the failing side; a gap that is not known fails too, and says why."""
+    found = []
+    for rule in rules:
+        table = next((table for table in tables if decisive(table) and rule.question.matches(parse_question(table.question))), None)
+        gap = None if table is None else table.gap
+        broken = rule.holds(gap)
+        if table is None:
+            text = f"{rule}: this audit has no answer to {rule.question}"
+        elif broken is None:
+            why = table.refusal if isinstance(table, PresenceTable) and table.refusal else "fewer than two groups have a value"
+            text = f"{rule}: the gap is not known ({why})"
+        else:
+            text = f"{rule}: the gap is {gap:.4g}"
+        found.append(RuleOutcome(rule=str(rule), gap=gap, failed=broken is not False, text=text))
+    return found
