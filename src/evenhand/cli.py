@@ -277,8 +277,10 @@ def generate(
 @app.command()
 def audit(
     real: Annotated[Path | None, typer.Option(help="Cohort of real images.")] = None,
-    synthetic: Annotated[Path | None, typer.Option(help="Cohort of generated images.")] = None,
-    out: Annotated[Path | None, typer.Option(help="audit.json to write; audit.parquet is written beside it.")] = None,
+    synthetic: Annotated[
+        list[Path] | None, typer.Option(help="Cohort of generated images; several in turn, as of guidance scales.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="audit.json to write, audit.parquet beside it; then audit-2.json, ...")] = None,
     judge: Annotated[
         list[Path] | None, typer.Option(help="Classifier folder; several allowed. [default: trained on the real cohort]")
     ] = None,
@@ -292,17 +294,20 @@ def audit(
     seed: Seed = None,
 ) -> None:
     """Compare two cohorts by subgroup: presence, quality, semantics."""
-    from evenhand.audit.run import AuditSettings, audit_cohorts
+    from evenhand.audit.run import AuditSettings, audit_several
 
+    given = synthetic or []
     settings = AuditSettings.resolve(
-        config, real=real, synthetic=synthetic, out=out, judge=judge or None, encoder=encoder or None,
+        config, real=real, synthetic=given[0] if given else None, out=out, judge=judge or None, encoder=encoder or None,
         target=target, labels=labels, primary=primary or None, fail_on=fail_on or None, force_judge=force_judge, seed=seed,
     )  # fmt: skip
-    result = audit_cohorts(settings)
-    print(f"{settings.out}")
-    failed = [rule.text for rule in result.rules if rule.failed]
-    for text in failed:
-        print(f"failed: {text}")
+    failed = False
+    for path, result in audit_several(settings, given[1:]):
+        print(f"{path}")
+        for rule in result.rules:
+            if rule.failed:
+                print(f"failed: {rule.text}")
+                failed = True
     if failed:
         raise typer.Exit(3)
 

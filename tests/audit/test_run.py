@@ -1,14 +1,17 @@
 """The audit end to end on small phantoms, with real networks at tiny size."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from evenhand.audit.result import AuditResult
 from evenhand.audit.run import AuditSettings, audit_cohorts
+from evenhand.cli import app
 from evenhand.cohorts.cohort import SCHEMA_FILE, TABLE_FILE, Cohort, write_table
 from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.core.artifacts import claim, write_json
@@ -134,6 +137,52 @@ def test_given_judge_and_encoder_are_used(
     doubled = settings.model_copy(update={"judge": [judges["sex"], judges["sex"]]})
     with pytest.raises(UserError, match="sex has a judge already"):
         audit_cohorts(doubled)
+
+
+def test_several_cohorts_share_the_judges_and_a_broken_rule_exits_with_3(
+    audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    monkeypatch.setattr("evenhand.audit.judges.train_classifier", lambda settings: pytest.fail("trained again"))
+    (world / "small.yaml").write_text("".join(f"{key}: {value}\n" for key, value in SMALL.items()))
+    judges = [part for judge in audited[0].judges for part in ("--judge", judge.path)]
+    twice = [part for _ in range(2) for part in ("--synthetic", str(world / "generated"))]
+    rules = ["--fail-on", "presence:age_group>0.9", "--fail-on", "presence:sex>-1", "--primary", "quality:sex"]
+    command = ["audit", "--real", str(world / "real"), *twice, "--out", str(world / "two.json"), "--config", str(world / "small.yaml")]
+    found = CliRunner().invoke(app, [*command, *judges, *rules])
+    assert found.exit_code == 3, found.output
+    assert found.output.count("failed: presence:sex>-1.0: the gap is") == 2 and "age_group" not in found.output
+    first, second = AuditResult.load(world / "two.json"), AuditResult.load(world / "two-2.json")
+    assert [part.model_dump() for part in first.quality] == [part.model_dump() for part in second.quality]
+    assert [decision.question for decision in first.decisions if decision.primary] == ["quality:sex"]
+    assert {rule.rule: rule.failed for rule in first.rules} == {"presence:age_group>0.9": False, "presence:sex>-1.0": True}
+
+
+def test_a_guide_may_not_judge_unless_forced(
+    audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    guide = next(judge for judge in audited[0].judges if judge.target == "sex")
+    shutil.copytree(world / "generated", world / "aligned")
+    schema = json.loads((world / "aligned" / "cohort.json").read_text())
+    schema["made"]["model_provenance"] = {"guides": [{"sha256": guide.sha256}]}
+    (world / "aligned" / "cohort.json").write_text(json.dumps(schema))
+    settings = AuditSettings(
+        real=world / "real", synthetic=world / "aligned", out=world / "aligned.json", judge=[Path(guide.path)], **SMALL
+    )
+    with pytest.raises(UserError, match=r"this classifier guided the alignment of the model .* give one that took no part"):
+        audit_cohorts(settings)
+    forced = audit_cohorts(settings.model_copy(update={"force_judge": True}))
+    assert any("guided the model's alignment (--force-judge)" in finding.text for finding in forced.findings)
+
+
+def test_a_rule_that_cannot_be_read_fails_before_any_work(world: Path) -> None:
+    good = {"real": world / "real", "synthetic": world / "generated", "out": world / "rules.json", **SMALL}
+    with pytest.raises(UserError, match="unknown attribute 'sexx'"):
+        audit_cohorts(AuditSettings(**good, fail_on=["presence:sexx>0.1"]))
+    with pytest.raises(UserError, match="unknown kind 'beauty'"):
+        audit_cohorts(AuditSettings(**good, primary=["beauty:sex"]))
+    assert not (world / "rules-judges").exists()
 
 
 def test_wrong_inputs_are_one_line_errors(world: Path) -> None:

@@ -68,6 +68,8 @@ def test_declared_questions_are_adjusted_apart_from_the_rest() -> None:
     found = {decision.question: decision for decision in decide(tables, [parse_question("quality:race")])}
     assert list(found) == ["presence:sex", "quality:race", "quality:sex", "semantics:tumour=yes:sex"]
     assert found["quality:race"].primary and found["quality:race"].p_adjusted == 0.03 and found["quality:race"].flagged
+    (untested,) = decide([quality(None)], [parse_question("quality:race")])
+    assert untested.primary and untested.p_value is None and not untested.flagged
     others = found["quality:sex"]
     assert others.adjustment == "benjamini-hochberg" and others.p_adjusted == pytest.approx(0.06) and not others.flagged
 

@@ -127,8 +127,7 @@ def paired_bootstrap(
     order, codes = canonical_order(np.column_stack([_content(before), _content(after)]), codes)
     weigh_before, _ = _weigher(statistic, before.iloc[order].reset_index(drop=True), codes)
     weigh_after, units = _weigher(statistic, after.iloc[order].reset_index(drop=True), codes)
-    whole = np.ones((1, len(codes)))
-    first, second = float(weigh_before(whole)[0]), float(weigh_after(whole)[0])
+    first, second = (float(weigh(np.ones((1, len(codes))))[0]) for weigh in (weigh_before, weigh_after))
     value = second - first
     replicates = np.empty(0)
     if math.isfinite(value) and units > 1:
@@ -211,11 +210,8 @@ def _weigher(statistic: Callable[[pd.DataFrame], float] | str, table: pd.DataFra
     """A statistic as a function of image weights (b, n), and how many independent subjects stand behind it."""
     if not isinstance(statistic, str):
         places = np.arange(len(table))
-
-        def weigh(weights: np.ndarray) -> np.ndarray:
-            return np.array([float(statistic(table.iloc[np.repeat(places, row.astype(int))])) for row in weights])
-
-        return weigh, len(np.unique(codes))
+        value = lambda row: float(statistic(table.iloc[np.repeat(places, row.astype(int))]))  # noqa: E731
+        return lambda weights: np.array([value(row) for row in weights]), len(np.unique(codes))
     score, label = _scored(statistic, table)
     if statistic == "auc":
         return _auc(score, label, codes)
@@ -223,7 +219,7 @@ def _weigher(statistic: Callable[[pd.DataFrame], float] | str, table: pd.DataFra
     parts = [(rows, *_auc(score[rows], label[rows], codes[rows])) for rows in (group == place for place in range(len(names)))]
     parts = [part for part in parts if part[2] > 0]
     if len(parts) < 2:
-        return _undefined, 0
+        return lambda weights: np.full(len(weights), np.nan), 0
     # a draw that loses a group is undefined, not a smaller gap: ptp hands NaN on
     return lambda weights: np.ptp([weigh(weights[:, rows]) for rows, weigh, _ in parts], axis=0), min(units for *_, units in parts)
 
@@ -248,15 +244,9 @@ def _auc(score: np.ndarray, label: np.ndarray, codes: np.ndarray) -> tuple[Weigh
     by_score = np.argsort(score, kind="stable")
     by_score = by_score[label[by_score] >= 0]
     positive = label[by_score] == 1
-    if positive.all() or not positive.any():
-        return _undefined, 0
-    starts = np.flatnonzero(np.r_[True, np.diff(score[by_score]) > 0])
+    starts = np.flatnonzero(np.diff(score[by_score], prepend=-np.inf) > 0)
     rarer = min(len(np.unique(codes[label == side])) for side in (0, 1))
     return lambda weights: _weighted_auc(weights[:, by_score], positive, starts), rarer
-
-
-def _undefined(weights: np.ndarray) -> np.ndarray:
-    return np.full(len(weights), np.nan)
 
 
 @dataclass(frozen=True)

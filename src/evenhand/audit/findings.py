@@ -61,9 +61,9 @@ def quality_finding(table: QualityTable, verdict: Decision | None) -> Finding:
     """Which group lies furthest from its own real images, and whether the test can tell."""
     name = " x ".join(table.by)
     shown = [row for row in table.rows if row.value is not None]
-    if len(shown) < 2 or verdict is None:
-        reason = next((f"{row.group}: {row.reason}" for row in table.rows if row.reason), "fewer than two groups")
-        text = f"Quality by {name}: fewer than two groups can be measured ({reason})."
+    if len(shown) < 2 or verdict is None or verdict.p_adjusted is None:
+        reason = next((f"{row.group}: {row.reason}" for row in table.rows if row.reason), "too few images or subjects")
+        text = f"Quality by {name}: fewer than two groups can be {'measured' if len(shown) < 2 else 'tested'} ({reason})."
         return Finding(question=table.question, kind="quality", text=text)
     worst, best = max(shown, key=_value), min(shown, key=_value)
     tested = f"{'declared test' if verdict.primary else 'adjusted'} p = {probability(verdict.p_adjusted)}"
@@ -167,8 +167,10 @@ def figure(value: float) -> str:
     return text.replace("-0.000", "0.000")
 
 
-def probability(p: float) -> str:
+def probability(p: float | None) -> str:
     """``0.03``, ``0.004``, ``below 0.001``."""
+    if p is None:
+        return "not tested"
     return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.01 else f"{p:.2f}"
 
 

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
+from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from evenhand.core.randomness import generator
 
 MIN_AUC = 0.7
 SCORE_LEVEL, FEATURE_LEVEL = 0.035, 0.01  # together they keep refusals of a true label shift within 5 %
-FEATURE_EFFECT = 0.5  # within-class standard deviations; smaller misfits of a feature are told, not refused
-SCORE_EFFECT = 0.1  # standard deviations of the statistic
+SHARE_EFFECT = 0.03  # a change of the scores that moves no share by so much does not matter
+FEATURE_EFFECT = 0.5  # within-class standard deviations; smaller misfits of a feature do not matter
+FEATURE_SEPARATION = 0.25  # nor do misfits below this part of the distance between classes
 _SHIFTS = (-1.0, -0.5, 0.5, 1.0)  # within-class standard deviations of the score
 _SCALES = (0.6, 1.6)
 _GRID = 512
@@ -154,8 +156,8 @@ def _log_ratios(score: np.ndarray, labels: np.ndarray, weights: np.ndarray, grid
     centre = float(np.mean([score[labels == j].mean() for j in range(k)]))
     found = []
     for shift, stretch in [*((shift * sd, 1.0) for shift in _SHIFTS), *((0.0, scale) for scale in _SCALES)]:
-        moved = np.stack([np.interp((grid - shift - centre) / stretch + centre, grid, density) / stretch for density in densities])
-        ratio = np.log((_nearest_mixture(moved, fitted) + _LEAST_DENSITY) / (fitted + _LEAST_DENSITY))
+        moved = _moved(densities, grid, shift, stretch, centre) + _LEAST_DENSITY
+        ratio = np.log((_fit(moved, fitted)[0] @ moved) / (fitted + _LEAST_DENSITY))
         found.append(ratio.clip(-_MOST_LOG_RATIO, _MOST_LOG_RATIO))
     return found
 
@@ -169,13 +171,39 @@ def _density(values: np.ndarray, grid: np.ndarray, sd: float) -> np.ndarray:
     return smooth / smooth.sum()
 
 
-def _nearest_mixture(components: np.ndarray, target: np.ndarray, rounds: int = 200) -> np.ndarray:
-    """The mixture of component densities (K, m) with the least divergence from the target (m,), by EM."""
+def share_change(score: np.ndarray, calibration_score: np.ndarray, mixture: Mixture) -> float:
+    """How far shares move if the scores were shifted or stretched alike in all classes, by the likeliest such change.
+
+    Where classes lie far apart a shift of the scores changes no count, however clearly it is seen.
+    """
+    k = len(mixture.weights)
+    sd = float(within_class_sd(calibration_score[:, None], mixture.labels, k)[0])
+    grid = np.linspace(min(score.min(), calibration_score.min()) - 3 * sd, max(score.max(), calibration_score.max()) + 3 * sd, _GRID)
+    densities = np.stack([_density(calibration_score[mixture.labels == j], grid, sd) for j in range(k)])
+    centre = float(np.mean([calibration_score[mixture.labels == j].mean() for j in range(k)]))
+    counts = np.bincount(np.rint((score - grid[0]) / (grid[1] - grid[0])).astype(int), minlength=_GRID) / len(score)
+    changes = [(0.0, 1.0), *((shift, stretch) for shift in np.linspace(-2, 2, 17) for stretch in (0.6, 1.0, 1.6))]
+    fits = [_fit(_moved(densities, grid, shift * sd, stretch, centre) + _LEAST_DENSITY, counts) for shift, stretch in changes]
+    likeliest = max(range(len(fits)), key=lambda place: fits[place][1])
+    return float(np.abs(fits[likeliest][0] - fits[0][0]).max())
+
+
+def _moved(densities: np.ndarray, grid: np.ndarray, shift: float, stretch: float, centre: float) -> np.ndarray:
+    return np.stack([np.interp((grid - shift - centre) / stretch + centre, grid, density) / stretch for density in densities])
+
+
+def _fit(components: np.ndarray, target: np.ndarray, rounds: int = 200) -> tuple[np.ndarray, float]:
+    """Shares (K,) of component densities (K, m) nearest to the target (m,) in divergence, by EM; and the mean log-likelihood."""
     weights = np.full(len(components), 1 / len(components))
     for _ in range(rounds):
-        weights = weights * (components @ (target / (weights @ components + 1e-12)))
+        weights = weights * (components @ (target / (weights @ components)))
         weights /= weights.sum()
-    return weights @ components
+    return weights, float((target * np.log(weights @ components)).sum())
+
+
+def separation(auc: float, n: int) -> float:
+    """Distance between two classes' means in standard deviations that an AUC stands for, were both normal: sqrt 2 ndtri(AUC)."""
+    return math.sqrt(2) * float(ndtri(min(auc, 1 - 1 / (2 * max(n, 2)))))
 
 
 def feature_statistics(features: np.ndarray, calibration_features: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,14 +14,16 @@ from evenhand.audit.frame import as_labels
 from evenhand.audit.identifiability import (
     FEATURE_EFFECT,
     FEATURE_LEVEL,
+    FEATURE_SEPARATION,
     MIN_AUC,
-    SCORE_EFFECT,
     SCORE_LEVEL,
+    SHARE_EFFECT,
     Mixture,
-    Residuals,
     feature_statistics,
     one_against_rest_auc,
     residuals,
+    separation,
+    share_change,
     shift_statistics,
 )
 from evenhand.audit.intervals import (
@@ -147,7 +149,7 @@ class MixEstimate:
     raw: np.ndarray | None = None  # (K,) share of images whose likeliest group it is
     auc: np.ndarray | None = None  # (K,) each group against the rest, on the calibration images
     condition_number: float = math.nan  # of the matrix of mean probabilities by true group
-    effects: Mapping[str, float] = field(default_factory=dict)  # greatest misfit of scores and features, standard deviations
+    effects: Mapping[str, float] = field(default_factory=dict)  # how far scores may move a share; how many sd features are off
 
 
 METHODS = ("raw", "acc", "pacc", "emq")
@@ -342,19 +344,17 @@ class _MixData:
         if auc[blind] < MIN_AUC:
             return f"the classifier cannot see the attribute: AUC {auc[blind]:.2f} for {self.names[blind]}, at least {MIN_AUC} wanted", {}
         mixture = self._mixture()
-        scores = self._score_residuals(mixture)
-        effects = {"scores": float(np.abs(scores.effect).max())}
-        if effects["scores"] >= SCORE_EFFECT and scores.p_value(seed, "scores") < SCORE_LEVEL:
+        own, theirs = zip(*(shift_statistics(*scores, mixture) for scores in self._scores()), strict=True)
+        found = residuals(np.hstack(own), np.hstack(theirs), mixture)
+        effects = {"scores": max(share_change(*scores, mixture) for scores in self._scores())}
+        if effects["scores"] >= SHARE_EFFECT and found.p_value(seed, "scores") < SCORE_LEVEL:
             return "the scores fit no mixture of the calibration classes: the images differ in more than their mix", effects
         if features is not None:
-            own, theirs = feature_statistics(*features, self.labels, self.k)
-            found = residuals(own, theirs, mixture)
+            found = residuals(*feature_statistics(*features, self.labels, self.k), mixture)
             effects["features"] = float(np.abs(found.effect).max())
-            if effects["features"] >= FEATURE_EFFECT and found.p_value(seed, "features") < FEATURE_LEVEL:
-                return (
-                    f"features fit no mixture of the calibration classes: one lies {effects['features']:.1f} sd off",
-                    effects,
-                )
+            allowed = max(FEATURE_EFFECT, FEATURE_SEPARATION * separation(auc[blind], min(self.counts)))
+            if effects["features"] >= allowed and found.p_value(seed, "features") < FEATURE_LEVEL:
+                return f"features fit no mixture of the calibration classes: one lies {effects['features']:.1f} sd off", effects
         return "", effects
 
     def feature_pair(self, features: Any, calibration_features: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -382,14 +382,11 @@ class _MixData:
         responsibility, there = (values / (values @ weights)[:, None].clip(1e-12) for values in (ratios, ratios_there))
         return Mixture(weights, self.labels, responsibility, there, self.codes, self.calibration_codes)
 
-    def _score_residuals(self, mixture: Mixture) -> Residuals:
-        """Every group's log-odds, tested for having moved or stretched; of two groups one says it all."""
-        own, theirs = [], []
-        for j in range(1 if self.k == 2 else 0, self.k):
-            statistics = shift_statistics(_log_odds(self.logs[:, j]), _log_odds(self.calibration_logs[:, j]), mixture)
-            own.append(statistics[0])
-            theirs.append(statistics[1])
-        return residuals(np.hstack(own), np.hstack(theirs), mixture)
+    def _scores(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Every group's log-odds on both sides; of two groups one says it all."""
+        return [
+            (_log_odds(self.logs[:, j]), _log_odds(self.calibration_logs[:, j])) for j in range(1 if self.k == 2 else 0, self.k)
+        ]
 
 
 def _log_odds(logs: np.ndarray) -> np.ndarray:
@@ -417,7 +414,7 @@ def _probabilities(values: Any, name: str) -> np.ndarray:
 
 def _label_codes(labels: Any, n: int, k: int, what: str = "calibration_labels") -> tuple[np.ndarray, list[Any]]:
     """Columns 0..K-1 that calibration labels mean, -1 for unknown, and the groups' names."""
-    codes, names = as_labels(labels)
+    codes, names = as_labels(labels)  # a categorical keeps groups that nobody has
     if len(codes) != n:
         raise FeatureError(f"{len(codes)} {what} for {n} images; give one an image")
     if all(isinstance(name, int) and 0 <= name < k for name in names):

@@ -126,8 +126,8 @@ class Decision(_Part):
     primary: bool
     gap: float | None
     effect: float | None
-    p_value: float
-    p_adjusted: float
+    p_value: float | None  # None where it cannot be tested
+    p_adjusted: float | None
     adjustment: Literal["holm", "benjamini-hochberg"]
     flagged: bool
 

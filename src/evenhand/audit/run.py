@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +124,21 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
             result.save(settings.out)
         processes().wait_for_everyone()
     return result
+
+
+def audit_several(settings: AuditSettings, others: Sequence[Path]) -> list[tuple[Path, AuditResult]]:
+    """Audit several generated cohorts, such as one at each guidance scale, by the same judges: audit.json, audit-2.json, ...
+
+    Returns:
+        Each audit's path and result; a report of all of them draws presence and quality along the guidance scale.
+    """
+    found = [(settings.out, audit_cohorts(settings))]
+    judges = [Path(judge.path) for judge in found[0][1].judges]
+    for place, synthetic in enumerate(others, start=2):
+        out = settings.out.with_name(f"{settings.out.stem}-{place}.json")
+        again = settings.model_copy(update={"synthetic": synthetic, "out": out, "judge": judges})
+        found.append((out, audit_cohorts(again)))
+    return found
 
 
 def _check(settings: AuditSettings, real: Cohort, synthetic: Cohort) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import chi2
 
 from evenhand.audit.decisions import Question, Rule, benjamini_hochberg, holm, parse_question
 from evenhand.audit.intervals import Z95
-from evenhand.audit.result import Decision, GroupRow, PresenceTable, QualityTable, RuleOutcome, SemanticTable
+from evenhand.audit.result import Decision, GroupRow, PresenceTable, QualityTable, RuleOutcome, SemanticTable, number
 
 ALPHA = 0.05
 Table = PresenceTable | QualityTable | SemanticTable
@@ -30,11 +30,11 @@ def decide(tables: Sequence[Table], primary: Sequence[Question]) -> list[Decisio
     adjusted[~declared] = benjamini_hochberg(p_values[~declared])
     return [
         Decision(
-            question=table.question, primary=bool(first), gap=table.gap, effect=getattr(table, "effect", None), p_value=float(p),
-            p_adjusted=float(q), adjustment="holm" if first else "benjamini-hochberg", flagged=bool(q < ALPHA),
+            question=table.question, primary=bool(first), gap=table.gap, effect=getattr(table, "effect", None), p_value=number(p),
+            p_adjusted=number(q), adjustment="holm" if first else "benjamini-hochberg", flagged=bool(q < ALPHA),
         )
         for table, first, p, q in zip(asked, declared, p_values, adjusted, strict=True)
-        if math.isfinite(p)
+        if first or math.isfinite(p)  # what was declared is answered, if only by saying that it cannot be tested
     ]  # fmt: skip
 
 
