@@ -95,7 +95,7 @@ def _model(settings: QuickstartSettings, out: Path) -> None:
                 learning_rate=1e-3,
                 warmup=min(100, settings.train_steps),
                 schedule="cosine",
-                ema=0.998,
+                ema=0.995,
                 seed=settings.seed,
                 resume=(out / "run" / "config.yaml").exists(),
             )

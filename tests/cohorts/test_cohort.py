@@ -1,5 +1,6 @@
 """The cohort: what is written is what is read, by us and by others."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -54,6 +55,16 @@ def test_pixels_split_and_subset(cohort) -> None:
     old = cohort.subset(cohort.table["age_group"] == ">=60")
     assert list(old.table.index) == [0, 1] and (old.pixels()[0] == cohort.pixels()[2]).all()
     assert len(cohort.subset(np.zeros(6, bool))) == 0
+
+
+def test_hashes_come_from_the_table_or_else_from_the_files(cohort) -> None:
+    recorded = cohort.image_hashes()
+    assert recorded.tolist() == cohort.table["sha256"].tolist()
+    bare = dataclasses.replace(cohort, table=cohort.table.drop(columns="sha256"))
+    assert bare.image_hashes().tolist() == recorded.tolist()
+    (cohort.root / cohort.table["image"].iloc[0]).unlink()
+    with pytest.raises(UserError, match="is missing; restore it, or drop its row"):
+        bare.image_hashes()
 
 
 def test_columns(cohort) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from evenhand.core.artifacts import new_folder, read_json, write_atomically, write_json
+from evenhand.core.artifacts import new_folder, read_json, sha256_file, write_atomically, write_json
 from evenhand.core.errors import UserError, did_you_mean
 
 SCHEMA_FILE, TABLE_FILE, IMAGE_FOLDER = "cohort.json", "cohort.parquet", "images"
@@ -108,6 +108,19 @@ class Cohort:
         if not path.is_relative_to(self.root.resolve()):
             raise UserError(f"{self.root / TABLE_FILE}: image {name!r} leads out of the cohort; import the data again")
         return path
+
+    def image_hashes(self) -> np.ndarray:
+        """SHA-256 of every image file (n,), from the table; a file without one there is read."""
+        recorded = self.table["sha256"] if "sha256" in self.table else pd.Series([None] * len(self), dtype=object)
+        known, names = recorded.notna().to_numpy(), self.table["image"].astype(str).to_numpy()
+        found = [str(hash_) if there else self._hash(name) for hash_, there, name in zip(recorded, known, names, strict=True)]
+        return np.array(found, dtype=object)
+
+    def _hash(self, name: str) -> str:
+        try:
+            return sha256_file(self.image_path(name))
+        except FileNotFoundError:
+            raise UserError(f"{self.root}: image {name!r} is missing; restore it, or drop its row") from None
 
     def pixels(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Images as float32 in [0, 1]: (n, H, W) for grayscale, (n, H, W, 3) for RGB."""

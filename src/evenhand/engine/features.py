@@ -37,7 +37,7 @@ def cohort_predictions(classifier: Classifier, cohort: Cohort, *, batch_size: in
 def _once(compute: Callable[[np.ndarray], np.ndarray], key: str, label: str, cohort: Cohort, batch_size: int) -> np.ndarray:
     """Compute what the cache lacks. Equal images are computed once, whatever their names."""
     state = processes()
-    names = cohort.table["sha256"].astype(str).to_numpy()
+    names = cohort.image_hashes()
     with _Store(cache_folder("features") / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.sqlite") as store:
         known = store.read(names)
         lacking = np.flatnonzero(_lacking([name not in known for name in names], state))

@@ -77,8 +77,8 @@ def latent_cache(pipeline: DiffusionPipeline, cohort: Cohort, accelerator: Accel
 
 def _key(cohort: Cohort, model_sha256: str) -> str:
     digest = hashlib.sha256(model_sha256.encode())
-    for column in ("image", "sha256", "prompt"):
-        digest.update("\n".join(cohort.table[column].astype(str)).encode())
+    for column in (cohort.table["image"].astype(str), cohort.image_hashes(), cohort.table["prompt"].astype(str)):
+        digest.update("\n".join(column).encode())
     return digest.hexdigest()[:32]
 
 

@@ -85,7 +85,8 @@ class TrainingData:
             name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)
             for name, groups in state.groups.items()
         }
-        rows = cohort.table[["sha256", "prompt", *state.groups]].astype(str)
+        rows = cohort.table[["prompt", *state.groups]].astype(str)
+        rows.insert(0, "sha256", cohort.image_hashes())
         content = hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()
         return cls(
             cache=cache,
