@@ -117,6 +117,8 @@ class SemanticTable(_Part):
     rows: list[GroupRow]
     gap: float | None
     worst: str | None
+    es_reference: float | None = None  # equity-scaled AUC as published; see the report's warnings
+    es_macro: float | None = None
 
 
 class Decision(_Part):

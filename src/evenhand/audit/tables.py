@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from evenhand.audit.equity import equity_scaled
 from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.gaps import quality_gap
@@ -110,6 +111,8 @@ def semantic_table(
         overall=Cell.of(found.overall, "" if found.overall.defined else "one class only or no labelled images"),
         overall_reference=Cell.of(reference.overall, "" if reference.overall.defined else "one class only or no labelled images"),
         rows=_rows(found, beside, reading), gap=number(found.gap), worst=_name(found.worst),
+        es_reference=number(equity_scaled(found.overall.value, found, higher_is_better=True)),
+        es_macro=number(equity_scaled(found.overall.value, found, higher_is_better=True, form="macro")),
     )  # fmt: skip
 
 

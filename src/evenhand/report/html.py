@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from evenhand.audit.equity import MACRO_WARNINGS, WARNINGS
 from evenhand.audit.findings import auc, figure, interval, percent, points, probability
 from evenhand.audit.result import AuditResult, Cell, PresenceTable, QualityTable, SemanticTable
 from evenhand.core.artifacts import write_text
@@ -86,7 +87,7 @@ def render(chapters: list[Chapter]) -> str:
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         chapters=chapters, style=(folder / "report.css").read_text(encoding="utf-8"), basis=BASIS, compared=_compared(chapters),
-        sweep=_sweep([chapter.result for chapter in chapters]),
+        equity_warnings=[*WARNINGS, *MACRO_WARNINGS], sweep=_sweep([chapter.result for chapter in chapters]),
     )  # fmt: skip
 
 
