@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
-from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from evenhand.core.randomness import generator
@@ -201,9 +200,10 @@ def _fit(components: np.ndarray, target: np.ndarray, rounds: int = 200) -> tuple
     return weights, float((target * np.log(weights @ components)).sum())
 
 
-def separation(auc: float, n: int) -> float:
-    """Distance between two classes' means in standard deviations that an AUC stands for, were both normal: sqrt 2 ndtri(AUC)."""
-    return math.sqrt(2) * float(ndtri(min(auc, 1 - 1 / (2 * max(n, 2)))))
+def separation(calibration_score: np.ndarray, labels: np.ndarray, group: int, k: int) -> float:
+    """Distance of one group's mean score from the others', in standard deviations within classes."""
+    sd = float(within_class_sd(calibration_score[:, None], labels, k)[0])
+    return abs(float(calibration_score[labels == group].mean() - calibration_score[labels != group].mean())) / sd
 
 
 def feature_statistics(features: np.ndarray, calibration_features: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

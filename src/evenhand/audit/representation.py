@@ -352,7 +352,8 @@ class _MixData:
         if features is not None:
             found = residuals(*feature_statistics(*features, self.labels, self.k), mixture)
             effects["features"] = float(np.abs(found.effect).max())
-            allowed = max(FEATURE_EFFECT, FEATURE_SEPARATION * separation(auc[blind], min(self.counts)))
+            apart = separation(_log_odds(self.calibration_logs[:, blind]), self.labels, blind, self.k)
+            allowed = max(FEATURE_EFFECT, FEATURE_SEPARATION * apart)
             if effects["features"] >= allowed and found.p_value(seed, "features") < FEATURE_LEVEL:
                 return f"features fit no mixture of the calibration classes: one lies {effects['features']:.1f} sd off", effects
         return "", effects
