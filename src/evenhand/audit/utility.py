@@ -1,0 +1,124 @@
+"""Downstream utility: does a classifier trained on generated images serve every subgroup of real test images as one trained on real ones.
+
+Scores in, estimates out; the training of the two classifiers is wired elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evenhand.audit.decisions import paired_bootstrap
+from evenhand.audit.frame import Estimate, SubgroupFrame
+from evenhand.audit.intervals import FeatureError
+from evenhand.audit.semantics import _aligned, _one_class, group_auc
+from evenhand.core.randomness import derive_seed
+
+
+@dataclass(frozen=True)
+class Utility:
+    """AUC on real test images by group: trained on real images, trained on generated ones, and the second minus the first."""
+
+    real_trained: SubgroupFrame
+    synthetic_trained: SubgroupFrame
+    difference: SubgroupFrame
+
+
+def downstream_utility(
+    labels: Any,
+    real_trained_scores: Any,
+    synthetic_trained_scores: Any,
+    groups: Any,
+    *,
+    subjects: Any = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    min_n: int = 2,
+) -> Utility:
+    """Train on generated images, test on real ones, against train on real (TSTR; Esteban et al. 2017), by group.
+
+    Arguments and errors as in ``utility_difference``.
+    """
+    _both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects)
+    real, synthetic = (
+        group_auc(scores, labels, groups, n_boot=n_boot, seed=seed, subjects=subjects, min_n=min_n)
+        for scores in (real_trained_scores, synthetic_trained_scores)
+    )
+    difference = utility_difference(
+        labels, real_trained_scores, synthetic_trained_scores, groups, subjects=subjects, n_boot=n_boot, seed=seed, min_n=min_n
+    )
+    return Utility(real, synthetic, difference)
+
+
+def utility_difference(
+    labels: Any,
+    real_trained_scores: Any,
+    synthetic_trained_scores: Any,
+    groups: Any,
+    *,
+    subjects: Any = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    min_n: int = 2,
+) -> SubgroupFrame:
+    """AUC trained on generated images minus AUC trained on real ones, overall and by group, on the same real test images.
+
+    Args:
+        labels: (n,) true labels, two values, of which the larger is positive; NaN and -1 are unknown and left out.
+        real_trained_scores, synthetic_trained_scores: (n,), higher = more likely positive; row i of both is test image i.
+        groups: (n,); NaN, -1, unknown and unspecified are no group, yet count in ``overall``.
+        subjects: one id an image; None = every image its own subject. Both classifiers get the same draw of subjects.
+        min_n: a group with fewer labelled images is ``insufficient``.
+
+    Returns:
+        A frame with the further columns real_trained and synthetic_trained (the AUCs) and p_value (of no difference, not adjusted
+        for the number of groups). ``gap`` is how unevenly utility is lost, ``worst`` the group that loses most.
+
+    Raises:
+        FeatureError: scores that are NaN or not one an image, or more than two label values.
+
+    >>> frame = utility_difference([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.2, 0.4], ["a"] * 4, n_boot=100)
+    >>> frame.overall.value, float(frame.by_group.loc["a", "synthetic_trained"])
+    (-0.25, 0.75)
+    """
+    real, synthetic, positive, codes, names, ids = _both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects)
+
+    def cell(rows: np.ndarray, name: str) -> tuple[Estimate, str, float, float, float]:
+        fault = _one_class(positive[rows], min_n)
+        if fault:
+            return Estimate(math.nan, math.nan, math.nan, int(rows.sum())), fault, math.nan, math.nan, math.nan
+        tables = [{"score": side[rows], "label": positive[rows].astype(int)} for side in (real, synthetic)]
+        key = derive_seed(seed, "utility", name)
+        found = paired_bootstrap("auc", *tables, subjects=ids[rows], n_boot=n_boot, seed=key)
+        estimate = found.estimate
+        if found.before == found.after and found.before in (0.0, 1.0) and _ranked_apart(*(table["score"] for table in tables)):
+            rarer = min(len(np.unique(ids[rows & side])) for side in (positive, ~positive))
+            half = 1 - 0.025 ** (1 / rarer)  # both perfect: no draw moves, yet so few subjects do not show that they are equal
+            estimate = Estimate(estimate.value, -half, half, estimate.n)
+        return estimate, "", found.before, found.after, found.p_value
+
+    cells = {name: cell(codes == code, str(name)) for code, name in enumerate(names)}
+    overall = cell(np.ones(len(positive), dtype=bool), "overall")[0]
+    columns = zip(*(found[2:] for found in cells.values()), strict=True) if cells else ((), (), ())
+    more = dict(zip(("real_trained", "synthetic_trained", "p_value"), map(list, columns), strict=True))
+    return SubgroupFrame.of({name: found[:2] for name, found in cells.items()}, overall, True, **more)
+
+
+def _both_aligned(labels: Any, real: Any, synthetic: Any, groups: Any, subjects: Any) -> tuple:
+    """Scores of both classifiers on the rows with a known label, then whether positive, group codes and names, subject codes."""
+    sides = []
+    for name, scores in (("real-trained", real), ("synthetic-trained", synthetic)):
+        try:
+            sides.append(_aligned(scores, labels, groups, subjects))
+        except FeatureError as error:
+            raise FeatureError(f"{name} classifier: {error}") from None
+    return sides[0][0], *sides[1]
+
+
+def _ranked_apart(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two scores order the images differently."""
+    ranks = [np.unique(scores, return_inverse=True)[1] for scores in (first, second)]
+    return not np.array_equal(ranks[0], ranks[1])
