@@ -107,7 +107,7 @@ def test_equal_models_are_called_different_no_more_often_with_more_draws() -> No
         before, after, _ = two_models(80, seed)
         replicates = [apart_replicates(records, seed, place) for place, records in enumerate((before, after))]
         trap += stats.ttest_ind(*replicates).pvalue <= 0.05
-    assert max(calls.values()) <= 4, calls  # of 50; 2.5 are expected
+    assert max(calls.values()) <= 6, calls  # of 50: 97.5 % of tests at level .05 (500 of each size called .03 to .04)
     assert trap > 30
 
 
