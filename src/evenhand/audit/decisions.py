@@ -106,7 +106,8 @@ def paired_bootstrap(
     Args:
         statistic: a function of the records, such as ``lambda table: roc_auc_score(table["label"], table["score"])``, or the name
             of one that is computed for all draws at once: ``auc`` (columns score and label, 0 or 1) or ``auc_gap`` (and group): the
-            largest minus the smallest AUC over the groups that have one in the whole sample.
+            largest minus the smallest AUC over the groups that have one in the whole sample. No gap is below 0, so where groups are
+            alike at first the test is cautious, and the interval of a gap that opens then covers some 90 %, not 95.
         data_before, data_after: one record an image, row i of both the same image: a DataFrame or a mapping of columns.
         subjects: one id an image; None = every image its own subject.
 
