@@ -18,6 +18,7 @@ from evenhand.core.artifacts import claim, write_json
 from evenhand.core.errors import UserError
 from evenhand.models.classifiers import Classifier
 from evenhand.models.encoders import Encoder
+from evenhand.report.html import write_report
 
 SMALL = {"judge_epochs": 0.5, "repeats": 2, "n_boot": 100, "min_n": 5}
 
@@ -64,7 +65,8 @@ def audited(world: Path) -> tuple[AuditResult, Path, dict[str, int]]:
 def test_every_image_passes_each_network_once(audited: tuple[AuditResult, Path, dict[str, int]]) -> None:
     result, _, counted = audited
     images = result.n["real_compared"] + result.n["synthetic"]
-    assert counted["features"] == len(result.encoders) * images == 2 * images
+    assert result.memorization is not None  # which reads the training images' features too, by the first encoder
+    assert counted["features"] == len(result.encoders) * images + result.memorization.n_train == 2 * images + result.memorization.n_train
     assert counted["judged"] == len(result.judges) * images == 2 * images
     assert all(e.features_real + e.features_synthetic == images for e in result.encoders)
 
@@ -87,6 +89,30 @@ def test_tables_cover_columns_and_pairs_and_say_their_basis(audited: tuple[Audit
     for table in result.quality:
         assert table.n <= min(min(row.n_real, row.n_synthetic) for row in table.rows if row.value is not None)
         assert (table.overall_reference is not None) == (table.metric == "kid")
+
+
+def test_copies_of_training_images_are_found_and_shown(
+    audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    clean = audited[0].memorization
+    assert clean is not None and clean.n_train == len(Cohort.load(world / "real").split("train"))
+    train = Cohort.load(world / "real").split("train")
+    copied = Cohort.load(shutil.copytree(world / "generated", world / "copied"))
+    for place in range(0, 60, 2):  # every other one is a training image
+        shutil.copy(train.image_path(train.table["image"].iloc[place]), copied.image_path(copied.table["image"].iloc[place]))
+    write_table(copied.root / TABLE_FILE, copied.table.assign(sha256=None))
+    judges = [Path(judge.path) for judge in audited[0].judges]
+    found = audit_cohorts(AuditSettings(real=world / "real", synthetic=copied.root, out=world / "copied.json", judge=judges, **SMALL))
+    assert found.memorization is not None
+    rates = [result.memorization.tables[0].overall.value for result in (audited[0], found) if result.memorization is not None]
+    assert rates[0] == pytest.approx(0, abs=0.1) and rates[1] == pytest.approx(0.5, abs=0.1)
+    worst = found.memorization.worst[0]
+    place = copied.table["image"].tolist().index(worst.image)
+    assert place % 2 == 0 and worst.train_image == train.table["image"].iloc[place] and worst.score < 0.2
+    page = write_report([world / "copied.json"], world / "copied.html").read_text()
+    assert page.count("beside training image") == len(found.memorization.worst)
+    assert any(finding.kind == "memorization" and "of the generated images" in finding.text for finding in found.findings)
 
 
 def test_requested_shares_are_the_tables(audited: tuple[AuditResult, Path, dict[str, int]], world: Path) -> None:

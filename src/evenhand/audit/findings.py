@@ -11,6 +11,7 @@ from evenhand.audit.result import (
     Finding,
     GroupRow,
     JudgeFacts,
+    Memorization,
     PresenceTable,
     QualityTable,
     SemanticTable,
@@ -21,7 +22,8 @@ _BASIS = {"requested": "as requested", "judge": "by the judge, corrected", "mixe
 
 
 def headline_findings(
-    presence: list[PresenceTable], quality: list[QualityTable], semantics: list[SemanticTable], decisions: Sequence[Decision] = ()
+    presence: list[PresenceTable], quality: list[QualityTable], semantics: list[SemanticTable], decisions: Sequence[Decision] = (),
+    memorization: Memorization | None = None,
 ) -> list[Finding]:
     """One sentence a question about single columns, and about intersections where a gap stands; all else is in the tables."""
     verdicts = {decision.question: decision for decision in decisions}
@@ -33,7 +35,7 @@ def headline_findings(
     single = [table for table in semantics if len(table.by) == 1]
     for condition in dict.fromkeys((table.condition, table.value) for table in single):
         found.append(semantic_finding([table for table in single if (table.condition, table.value) == condition]))
-    return found
+    return found + ([copy_finding(memorization)] if memorization and memorization.tables else [])
 
 
 def presence_finding(table: PresenceTable) -> Finding:
@@ -95,6 +97,29 @@ def semantic_finding(tables: list[SemanticTable]) -> Finding:
     return Finding(question=first.question, kind="semantics", text=text + ".")
 
 
+def copy_finding(memorization: Memorization) -> Finding:
+    """Which share of the images are copies of training images, and in which group most."""
+    first = memorization.tables[0]
+    overall = first.overall
+    if overall.value is None:
+        return Finding(question=first.question, kind="memorization", text=f"Copies of training images: undefined ({overall.reason}).")
+    text = f"Copies of training images: {share_span(overall)} of the generated images, beyond what chance explains"
+    for table in (table for table in memorization.tables if len(table.by) == 1):
+        shown = [row for row in table.rows if row.value is not None]
+        if len(shown) > 1 and table.gap is not None and table.gap >= 0.005:
+            worst = max(shown, key=_value)
+            text += f"; by {table.by[0]} most for {worst.group} ({share_span(worst)})"
+    return Finding(question=first.question, kind="memorization", text=text + ".")
+
+
+def share_span(cell: object) -> str:
+    """``83 % [80, 86]``."""
+    value, low, high = (getattr(cell, name) for name in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    return percent(value) + ("" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]")
+
+
 def caveats(
     real: CohortFacts,
     synthetic: CohortFacts,
@@ -104,6 +129,7 @@ def caveats(
     encoders: Sequence[EncoderFacts],
     presence: Sequence[PresenceTable],
     unjudged: dict[str, str],
+    uncopied: str = "",
 ) -> list[Finding]:
     """What limits this audit, each where it applies."""
     notes = []
@@ -121,6 +147,7 @@ def caveats(
             seen = f"reaches AUC {judge.auc:.2f} on held-out real images"
             notes.append(f"The judge of {judge.target} {seen}: pixels hardly tell what it reads.")
     notes += [f"{column}: {reason}." for column, reason in unjudged.items()]
+    notes += [f"{uncopied[0].upper()}{uncopied[1:]}."] if uncopied else []
     if real_rows == "all":
         notes.append(
             f"Too few real images are held out: all {n_real} were compared, those that trained the judges among them. "

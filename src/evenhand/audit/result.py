@@ -121,6 +121,42 @@ class SemanticTable(_Part):
     es_macro: float | None = None
 
 
+class CopyTable(_Part):
+    """Share of generated images that are copies or near copies of training images, by subgroup, less what passes by chance."""
+
+    question: str
+    by: list[str]
+    basis: Basis
+    metric: Literal["copy rate"] = "copy rate"
+    direction: Literal["lower"] = "lower"
+    overall: Cell
+    overall_reference: None = None
+    rows: list[GroupRow]
+    gap: float | None
+    worst: str | None
+
+
+class CopyPair(_Part):
+    """A generated image and the training image that it is nearest to; ``score`` below 1 is a copy, 0 an exact one."""
+
+    image: str
+    train_image: str
+    score: float
+    transform: str
+
+
+class Memorization(_Part):
+    """Copies of training images: by subgroup, and the worst ones; ``sensitivity`` is the share of planted edits that is found."""
+
+    n_train: int
+    n_heldout: int
+    leaked: int
+    sensitivity: float
+    authenticity: Cell
+    tables: list[CopyTable]
+    worst: list[CopyPair]
+
+
 class Decision(_Part):
     """Whether a question's gap stands once all that were asked are counted."""
 
@@ -148,7 +184,7 @@ class Finding(_Part):
 
     question: str
     text: str
-    kind: Literal["presence", "quality", "semantics", "caveat"]
+    kind: Literal["presence", "quality", "semantics", "memorization", "caveat"]
 
 
 class CohortFacts(_Part):
@@ -208,6 +244,7 @@ class AuditResult(_Part):
     presence: list[PresenceTable]
     quality: list[QualityTable]
     semantics: list[SemanticTable]
+    memorization: Memorization | None = None
     decisions: list[Decision] = []
     rules: list[RuleOutcome] = []
     findings: list[Finding]

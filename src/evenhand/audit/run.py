@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from evenhand.audit.copying import TRAIN_AT_MOST, memorization_chapter
 from evenhand.audit.decisions import Question, Rule, parse_question, parse_rule
 from evenhand.audit.findings import caveats, headline_findings
 from evenhand.audit.intervals import FeatureError
 from evenhand.audit.judges import Judges, cohort_hash, gather_judges
 from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
 from evenhand.audit.readings import Reading, hand_labels, judged, per_image_table, read_column, stated, with_pairs
-from evenhand.audit.result import AuditResult, CohortFacts, EncoderFacts, PresenceTable, QualityTable, SemanticTable
+from evenhand.audit.result import AuditResult, CohortFacts, EncoderFacts, Memorization, PresenceTable, QualityTable, SemanticTable
 from evenhand.audit.tables import Resampling, Sides, condition_labels, quality_table, semantic_table, values_with_auc
 from evenhand.audit.verdicts import Table, check_rules, decide
 from evenhand.cohorts.cohort import Cohort, write_table
@@ -44,6 +45,7 @@ class AuditSettings(Settings):
     labels: Path | None = Field(None, description="CSV with a column image and one an attribute: some generated images read by hand")
     primary: list[str] = Field([], description="questions declared beforehand, such as 'quality:race'; all others are adjusted apart")
     fail_on: list[str] = Field([], description="rules such as 'presence:sex>0.05' that make the command exit with 3")
+    copies: bool = Field(True, description="look for copies of the real cohort's training images")
     force_judge: bool = Field(False, description="let a classifier judge that guided the model's alignment; the report says so")
     judge_arch: str = "resnet"
     judge_epochs: float = Field(8, gt=0)
@@ -116,7 +118,8 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
         presence = _presence(real, compared, readings, settings)
         quality, encoders = _quality(compared, readings, settings)
         semantics = _semantics(compared, readings, settings)
-        result = _result(settings, declared, (real, real_rows), compared, presence, quality, encoders, semantics)
+        copies = _memorization(real, real_rows, compared, readings, settings)
+        result = _result(settings, declared, (real, real_rows), compared, presence, quality, encoders, semantics, copies)
         if processes().is_main_process:
             sides = {"real": compared_real, "synthetic": synthetic}
             groups = {name: judge.groups for name, judge in judges.by_target.items()}
@@ -267,6 +270,23 @@ def _semantics(compared: _Compared, readings: dict[str, Reading], settings: Audi
     return tables
 
 
+def _memorization(
+    real: Cohort, real_rows: str, compared: _Compared, readings: dict[str, Reading], settings: AuditSettings
+) -> tuple[Memorization | None, str]:
+    """Copies of the real training split, or why they were not looked for."""
+    train = real.split("train")
+    if not settings.copies:
+        return None, ""
+    if real_rows == "all" or len(train) == 0:
+        return None, "copies: training images cannot be told from held-out ones in this real cohort, so none were looked for"
+    if len(train) > TRAIN_AT_MOST:
+        train = train.subset(np.arange(len(train)) < TRAIN_AT_MOST)
+    encoder = Encoder.load((settings.encoder or _default_encoders(compared))[0])
+    features = [cohort_features(encoder, side, batch_size=settings.batch_size) for side in (train, compared.synthetic)]
+    found = memorization_chapter(train, compared.real, compared.synthetic, with_pairs(readings), (features[0], features[1]))
+    return (None, f"copies: {found}") if isinstance(found, str) else (found, "")
+
+
 def _resampling(settings: AuditSettings) -> Resampling:
     return Resampling(settings.repeats, settings.n_boot, settings.min_n, settings.seed)
 
@@ -280,13 +300,15 @@ def _result(
     quality: list[QualityTable],
     encoders: list[EncoderFacts],
     semantics: list[SemanticTable],
+    copies: tuple[Memorization | None, str],
 ) -> AuditResult:
     facts = (_cohort_facts(real[0]), _cohort_facts(compared.synthetic))
     judges = compared.judges.facts
     unjudged = dict(compared.judges.unjudged)
     unjudged |= dict.fromkeys(_silent_conditions(compared), "its values are not stated in the generated cohort")
-    limits = caveats(*facts, real[1], len(compared.real), judges, encoders, presence, unjudged)
-    tables: list[Table] = [*presence, *quality, *semantics]
+    memorization, uncopied = copies
+    limits = caveats(*facts, real[1], len(compared.real), judges, encoders, presence, unjudged, uncopied)
+    tables: list[Table] = [*presence, *quality, *semantics, *(memorization.tables if memorization else [])]
     decisions = decide(tables, declared.primary)
     return AuditResult(
         real=facts[0],
@@ -300,9 +322,10 @@ def _result(
         presence=presence,
         quality=quality,
         semantics=semantics,
+        memorization=memorization,
         decisions=decisions,
         rules=check_rules(declared.rules, tables),
-        findings=[*headline_findings(presence, quality, semantics, decisions), *limits],
+        findings=[*headline_findings(presence, quality, semantics, decisions, memorization), *limits],
         provenance=provenance(),
     )
 

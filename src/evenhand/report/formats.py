@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evenhand.audit.findings import figure, percent
-from evenhand.audit.result import AuditResult, Cell, QualityTable, SemanticTable
+from evenhand.audit.result import AuditResult, Cell, CopyTable, QualityTable, SemanticTable
 
 COLUMNS = (
     "audit", "question", "metric", "encoder", "basis", "direction", "group", "n", "n_real", "value", "low", "high", "beside", "beside_is",
@@ -29,7 +29,8 @@ def records(result: AuditResult) -> Iterator[dict[str, Any]]:
                 "low": None if refused else row.low, "high": None if refused else row.high, "beside": row.target, "beside_is": "target",
                 "reason": f"not identifiable: {table.refusal}" if refused else row.reason,
             }  # fmt: skip
-    parts: list[QualityTable | SemanticTable] = [*result.quality, *result.semantics]
+    copies = result.memorization.tables if result.memorization else []
+    parts: list[QualityTable | SemanticTable | CopyTable] = [*result.quality, *result.semantics, *copies]
     for part in parts:
         encoder = getattr(part, "encoder", "")
         beside_is = "real against real" if part.metric == "kid" else "judge on real images" if part.metric == "auc" else ""
@@ -113,7 +114,7 @@ def _span(record: dict[str, Any]) -> str:
 def _plain(value: float | None, metric: str) -> str:
     if value is None:
         return ""
-    return percent(value) if metric == "share" else figure(value)
+    return percent(value) if metric in ("share", "copy rate") else figure(value)
 
 
 def inline(text: str) -> str:

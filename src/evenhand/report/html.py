@@ -10,14 +10,14 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from evenhand.audit.equity import MACRO_WARNINGS, WARNINGS
-from evenhand.audit.findings import auc, figure, interval, percent, points, probability
+from evenhand.audit.findings import auc, figure, interval, percent, points, probability, share_span
 from evenhand.audit.result import AuditResult, Cell, PresenceTable, QualityTable, SemanticTable
 from evenhand.core.artifacts import write_text
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.report.cards import data_card, model_card
 from evenhand.report.figures import Curve, Line, Mark, Panel, bars, curves, dots
 from evenhand.report.formats import as_csv, as_json, as_markdown
-from evenhand.report.sheet import SheetGroup, contact_sheet
+from evenhand.report.sheet import PairStrip, SheetGroup, contact_sheet, copy_pairs
 
 TEXT_FORMATS = {"json": as_json, "csv": as_csv, "markdown": as_markdown}
 CARDS = {"model-card": model_card, "data-card": data_card}
@@ -39,6 +39,7 @@ class Chapter:
     figures: dict[str, str]
     sheets: dict[str, list[SheetGroup]]
     sheet_note: str
+    copies: list[PairStrip]
 
 
 def write_report(audits: list[Path], out: Path, format: str = "html") -> Path:
@@ -102,14 +103,6 @@ def stands_out(table: QualityTable | SemanticTable) -> bool:
     return any(row.high is not None and row.high < worst.low for row in shown)
 
 
-def share_span(row: object) -> str:
-    """``83 % [80, 86]``."""
-    value, low, high = (getattr(row, name) for name in ("value", "low", "high"))
-    if value is None:
-        return "undefined"
-    return percent(value) + ("" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]")
-
-
 def _chapter(path: Path, result: AuditResult) -> Chapter:
     sheets, note = {}, ""
     scores = path.with_suffix(".parquet")
@@ -120,7 +113,7 @@ def _chapter(path: Path, result: AuditResult) -> Chapter:
     else:
         note = f"There is no {scores.name} beside {path.name}, so no images can be shown."
     name = result.synthetic.name
-    return Chapter(name, result, _figures(name, result), sheets, note)
+    return Chapter(name, result, _figures(name, result), sheets, note, copy_pairs(result))
 
 
 def _figures(name: str, result: AuditResult) -> dict[str, str]:

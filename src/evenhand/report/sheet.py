@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from evenhand.audit.result import AuditResult
+from evenhand.audit.result import AuditResult, CopyPair
 from evenhand.cohorts.cohort import Cohort, read_image, to_image
 from evenhand.core.errors import UserError
 from evenhand.core.randomness import generator
@@ -67,15 +67,42 @@ def _strip(side: str, cohort: Cohort | str, names: list[str], columns: int, purp
     if not names:
         return Strip(side, "", "no images of this group", 0)
     chosen = sorted(generator(0, "contact-sheet", purpose).permutation(len(names))[:columns])
-    sheet = Image.new(
-        cohort.schema.image_mode, (columns * (_TILE + _GAP) - _GAP, _TILE), 255 if cohort.schema.image_mode == "L" else (255,) * 3
-    )
     try:
-        for place, index in enumerate(chosen):
-            tile = to_image(read_image(cohort.image_path(names[index]), cohort.schema.image_mode))
-            sheet.paste(tile.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (place * (_TILE + _GAP), 0))
+        uri = _row_of([(cohort, names[index]) for index in chosen], columns)
     except UserError as error:
         return Strip(side, "", str(error), 0)
+    return Strip(side, uri, "", len(chosen))
+
+
+def _row_of(tiles: list[tuple[Cohort, str]], columns: int) -> str:
+    """Images side by side, as a data URI."""
+    mode = "L" if all(cohort.schema.image_mode == "L" for cohort, _ in tiles) else "RGB"
+    sheet = Image.new(mode, (columns * (_TILE + _GAP) - _GAP, _TILE), 255 if mode == "L" else (255,) * 3)
+    for place, (cohort, name) in enumerate(tiles):
+        tile = to_image(read_image(cohort.image_path(name), cohort.schema.image_mode)).convert(mode)
+        sheet.paste(tile.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (place * (_TILE + _GAP), 0))
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
-    return Strip(side, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), "", len(chosen))
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass(frozen=True)
+class PairStrip:
+    """A generated image beside the training image nearest to it."""
+
+    pair: CopyPair
+    uri: str
+
+
+def copy_pairs(result: AuditResult) -> list[PairStrip]:
+    """The worst copies beside their training images; nothing where the cohorts are no longer there."""
+    synthetic, real = (_open(Path(facts.path)) for facts in (result.synthetic, result.real))
+    if result.memorization is None or isinstance(synthetic, str) or isinstance(real, str):
+        return []
+    strips = []
+    for pair in result.memorization.worst:
+        try:
+            strips.append(PairStrip(pair, _row_of([(synthetic, pair.image), (real, pair.train_image)], 2)))
+        except UserError:
+            continue  # the image has gone since; the table still names it
+    return strips
