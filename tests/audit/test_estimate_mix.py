@@ -140,6 +140,26 @@ def test_a_judge_that_sees_little_and_a_group_without_images_are_refused() -> No
     assert math.isnan(absent.values[2])
 
 
+def test_one_image_gives_no_share_and_no_crash() -> None:
+    rng = np.random.default_rng(10)
+    labels, logits = two_groups(rng, 200, 0.5)
+    features = rng.normal(size=(200, 3))
+    found = estimate_mix([0.7], _sigmoid(logits), labels, features=features[:1], calibration_features=features, n_boot=20)
+    assert not found.identifiable and "1 image only" in found.reason and found.values.sum() == pytest.approx(1)
+
+
+def test_one_patient_with_most_images_is_no_proof_of_a_shift() -> None:
+    refused = 0
+    for seed in range(10):  # forty patients, one of whom has a third of the images, all alike
+        rng = np.random.default_rng(seed)
+        labels, logits = two_groups(rng, 600, 0.5)
+        kinds, own = two_groups(rng, 40, 0.5)
+        patient = np.repeat(np.arange(40), [20] + [1] * 39)
+        found = estimate_mix(_sigmoid(own[patient]), _sigmoid(logits), labels, n_boot=0, seed=seed, subjects=(patient, None))
+        refused += not found.identifiable
+    assert refused <= 2 and len(kinds) == 40
+
+
 def test_intervals_widen_with_clusters_and_ignore_the_order_of_rows() -> None:
     rng = np.random.default_rng(7)
     labels, logits = two_groups(rng, 600, 0.5)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import rankdata
 
+from evenhand.audit.intervals import Z95
 from evenhand.core.randomness import generator
 
 MIN_AUC = 0.7
@@ -32,11 +33,13 @@ _DRAWN_AT_ONCE = 8_000_000
 
 @dataclass(frozen=True)
 class Residuals:
-    """Misfits of several statistics: z-scores (q,), effects in standard deviations (q,), and influences of each subject."""
+    """Misfits of several statistics: z-scores (q,), effects in within-class deviations (q,), and influences of each subject."""
 
     z: np.ndarray
     effect: np.ndarray
+    sure: np.ndarray  # (q,) what of each effect lies beyond 1.96 standard errors
     influence: np.ndarray  # (subjects of both sides, q), already divided by the standard error
+    freedom: float  # degrees of freedom of the standard errors: effective subjects of the poorer side, less one
 
     def p_value(self, seed: int, purpose: str) -> float:
         """Probability of a larger greatest |z|, by a Gaussian multiplier bootstrap (Chernozhukov et al. 2013, Ann. Stat. 41)."""
@@ -44,8 +47,10 @@ class Residuals:
         block = max(1, _DRAWN_AT_ONCE // max(len(self.influence), 1))
         largest = []
         for start in range(0, _MULTIPLIERS, block):
-            multipliers = draws.standard_normal((min(block, _MULTIPLIERS - start), len(self.influence)))
-            largest.append(np.abs(multipliers @ self.influence).max(axis=1))
+            rows = min(block, _MULTIPLIERS - start)
+            multipliers = draws.standard_normal((rows, len(self.influence)))
+            doubt = np.sqrt(draws.chisquare(self.freedom, rows) / self.freedom)  # of standard errors from few subjects, as Student's t
+            largest.append(np.abs(multipliers @ self.influence).max(axis=1) / doubt)
         return float((1 + (np.concatenate(largest) >= np.abs(self.z).max()).sum()) / (1 + _MULTIPLIERS))
 
 
@@ -81,10 +86,12 @@ def residuals(statistics: np.ndarray, calibration_statistics: np.ndarray, mixtur
         part = np.zeros_like(theirs)
         part[rows] = mixture.weights[j] * (theirs[rows] - means[j]) / rows.sum()
         influence.append(_sums(part, mixture.calibration_codes))
-    both = np.concatenate([influence[0], -np.sum(influence[1:], axis=0)])
+    theirs_by_subject = _jackknifed(np.sum(influence[1:], axis=0), mixture.calibration_codes)
+    both = np.concatenate([_jackknifed(influence[0], mixture.codes), -theirs_by_subject])
     residual = own.mean(axis=0) - mixture.weights @ means
+    freedom = max(min(_effective(codes) for codes in (mixture.codes, mixture.calibration_codes)) - 1, 1.0)
     error = np.sqrt((both**2).sum(axis=0)).clip(1e-12)
-    return Residuals(residual / error, residual, both / error)
+    return Residuals(residual / error, residual, np.clip(np.abs(residual) - Z95 * error, 0, None), both / error, freedom)
 
 
 def _project(own: np.ndarray, theirs: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
@@ -102,6 +109,17 @@ def _project(own: np.ndarray, theirs: np.ndarray, mixture: Mixture) -> tuple[np.
 
     coefficients = np.linalg.lstsq(slope(score_there), slope(theirs), rcond=None)[0]
     return own - score @ coefficients, theirs - score_there @ coefficients
+
+
+def _jackknifed(influence: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Influences of subjects by leaving each out: one with a large part of the images pulls the mean towards itself (CR3)."""
+    return influence / (1 - np.bincount(codes) / (len(codes) + 1))[:, None]
+
+
+def _effective(codes: np.ndarray) -> float:
+    """How many equal subjects these are worth (Kish): one with half of the images leaves fewer than four."""
+    sizes = np.bincount(codes).astype(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def _sums(values: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -339,6 +339,8 @@ class _MixData:
         if few:
             name, n = few[0]
             return f"group {name} has {n} calibration images, at least {_MIN_CALIBRATION} wanted", {}
+        if len(self.probs) < 2:
+            return "1 image only: whether it fits a mixture cannot be tested", {}
         auc = one_against_rest_auc(self.calibration, self.labels)
         blind = int(np.argmin(auc))
         if auc[blind] < MIN_AUC:
@@ -351,11 +353,11 @@ class _MixData:
             return "the scores fit no mixture of the calibration classes: the images differ in more than their mix", effects
         if features is not None:
             found = residuals(*feature_statistics(*features, self.labels, self.k), mixture)
-            effects["features"] = float(np.abs(found.effect).max())
+            effects["features"] = float(found.sure.max())  # of hundreds of features one lies far off by chance
             apart = separation(_log_odds(self.calibration_logs[:, blind]), self.labels, blind, self.k)
             allowed = max(FEATURE_EFFECT, FEATURE_SEPARATION * apart)
             if effects["features"] >= allowed and found.p_value(seed, "features") < FEATURE_LEVEL:
-                return f"features fit no mixture of the calibration classes: one lies {effects['features']:.1f} sd off", effects
+                return f"features fit no mixture of the calibration classes: one lies {np.abs(found.effect).max():.1f} sd off", effects
         return "", effects
 
     def feature_pair(self, features: Any, calibration_features: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -364,6 +366,8 @@ class _MixData:
             if features is not None or calibration_features is not None:
                 raise FeatureError("features and calibration_features belong together; give both or neither")
             return None
+        if len(self.probs) < 2:
+            return None  # nothing to test
         own, theirs = as_feature_pair(calibration_features, features)[::-1]
         if len(own) != len(self.probs) or len(theirs) != len(self.kept):
             raise FeatureError(f"{len(own)}, {len(theirs)} rows of features for {len(self.probs)}, {len(self.kept)} images; one each")

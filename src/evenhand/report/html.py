@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from evenhand.audit.comparison import Comparison, compare
 from evenhand.audit.equity import MACRO_WARNINGS, WARNINGS
 from evenhand.audit.findings import auc, figure, interval, percent, points, probability, share_span
 from evenhand.audit.result import AuditResult, Cell, PresenceTable, QualityTable, SemanticTable
@@ -40,6 +41,7 @@ class Chapter:
     sheets: dict[str, list[SheetGroup]]
     sheet_note: str
     copies: list[PairStrip]
+    images: pd.DataFrame | None  # the audit's per-image table, where it lies beside audit.json
 
 
 def write_report(audits: list[Path], out: Path, format: str = "html") -> Path:
@@ -89,6 +91,7 @@ def render(chapters: list[Chapter]) -> str:
     return template.render(
         chapters=chapters, style=(folder / "report.css").read_text(encoding="utf-8"), basis=BASIS, compared=_compared(chapters),
         equity_warnings=[*WARNINGS, *MACRO_WARNINGS], sweep=_sweep([chapter.result for chapter in chapters]),
+        before_after=_before_after(chapters),
     )  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def stands_out(table: QualityTable | SemanticTable) -> bool:
 
 
 def _chapter(path: Path, result: AuditResult) -> Chapter:
-    sheets, note = {}, ""
+    sheets, note, images = {}, "", None
     scores = path.with_suffix(".parquet")
     if scores.is_file():
         images = pd.read_parquet(scores)
@@ -113,7 +116,7 @@ def _chapter(path: Path, result: AuditResult) -> Chapter:
     else:
         note = f"There is no {scores.name} beside {path.name}, so no images can be shown."
     name = result.synthetic.name
-    return Chapter(name, result, _figures(name, result), sheets, note, copy_pairs(result))
+    return Chapter(name, result, _figures(name, result), sheets, note, copy_pairs(result), images)
 
 
 def _figures(name: str, result: AuditResult) -> dict[str, str]:
@@ -171,6 +174,13 @@ def _auc_limits(tables: list[SemanticTable]) -> tuple[float, float]:
 
 def _mark(cell: Cell | None) -> Mark:
     return Mark(None) if cell is None else Mark(cell.value, cell.low, cell.high)
+
+
+def _before_after(chapters: list[Chapter]) -> Comparison | None:
+    """The paired comparison, where there are two audits and their per-image tables."""
+    if len(chapters) != 2 or chapters[0].images is None or chapters[1].images is None:
+        return None
+    return compare(chapters[0].result, chapters[1].result, (chapters[0].images, chapters[1].images))
 
 
 def _sweep(results: list[AuditResult]) -> list[str]:

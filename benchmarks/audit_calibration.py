@@ -1,0 +1,171 @@
+"""Does the audit cry wolf, miss a gap, or guess? Simulated worlds where the truth is known, at full size.
+
+    python benchmarks/audit_calibration.py presence --repeats 100
+
+Each section writes results/audit_calibration_SECTION.json. The test suite holds the same at reduced size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from common import write_result
+from scipy.stats import norm
+
+from evenhand.audit.decisions import holm, paired_bootstrap
+from evenhand.audit.fidelity import kernel_distance
+from evenhand.audit.gaps import quality_gap
+from evenhand.audit.representation import estimate_mix
+from evenhand.core.randomness import generator
+
+Rates = dict[str, Any]
+
+
+def two_groups(rng: np.random.Generator, n: int, share: float, accuracy: float) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) and logits (n,) of a classifier of this accuracy at equal shares, calibrated there."""
+    apart = 2 * norm.ppf(accuracy)
+    labels = (rng.random(n) < share).astype(int)
+    return labels, apart * (rng.normal(size=n) + apart * (labels - 0.5))
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probability of the second group."""
+    return 1 / (1 + np.exp(-logits))
+
+
+def presence(repeats: int) -> Rates:
+    """Bias, error and coverage of the corrected share; refusals where only the mix differs, and where scores or features moved."""
+    found = {}
+    for accuracy in (0.75, 0.8, 0.85):
+        for share in (0.05, 0.2, 0.5, 0.9):
+            found[f"accuracy {accuracy}, share {share}"] = _presence_cell(repeats, accuracy, share)
+    return found
+
+
+def _presence_cell(repeats: int, accuracy: float, share: float) -> Rates:
+    errors, covered = [], 0
+    refused = {"mix": 0, "mix, with features": 0, "score +1 logit": 0, "score -1 logit": 0, "one feature +1 sd": 0}
+    for repeat in range(repeats):
+        rng = generator(repeat, "presence", f"{accuracy}", f"{share}")
+        (labels, calibration), (kinds, logits) = two_groups(rng, 2000, 0.5, accuracy), two_groups(rng, 500, share, accuracy)
+        there, here = (rng.normal(size=(len(kind), 16)) + np.outer(kind, np.arange(16) < 2) for kind in (labels, kinds))
+        probs = sigmoid(calibration)
+
+        def judged(logits: np.ndarray, n_boot: int = 0, features: np.ndarray | None = None) -> Any:
+            given = {} if features is None else {"features": features, "calibration_features": there}  # noqa: B023
+            return estimate_mix(sigmoid(logits), probs, labels, n_boot=n_boot, seed=repeat, **given)  # noqa: B023
+
+        estimate = judged(logits, 500)
+        errors.append(estimate.values[1] - share)
+        covered += estimate.low[1] <= share <= estimate.high[1]
+        refused["mix"] += not estimate.identifiable
+        refused["mix, with features"] += not judged(logits, features=here).identifiable
+        refused["score +1 logit"] += not judged(logits + 1).identifiable
+        refused["score -1 logit"] += not judged(logits - 1).identifiable
+        moved = here + (np.arange(16) == repeat % 16)
+        refused["one feature +1 sd"] += not judged(logits, features=moved).identifiable
+    return {
+        "bias": float(np.mean(errors)), "rmse": float(np.sqrt(np.mean(np.square(errors)))), "coverage": covered / repeats,
+        "refused": {name: count / repeats for name, count in refused.items()},
+    }  # fmt: skip
+
+
+def distances(repeats: int) -> Rates:
+    """KID where both sides share a law: mean over its standard error, and how often the interval holds 0; then 10 images a subject."""
+    found = {}
+    for name, images in (("alone", 1), ("ten images a subject", 10)):
+        values, covered = [], 0
+        for repeat in range(repeats):
+            rng = generator(repeat, "kid", name)
+            sides = [_clustered(rng, 400 // images, images, 32) for _ in range(2)]
+            subjects = tuple(np.repeat(np.arange(400 // images), images) for _ in range(2))
+            estimate = kernel_distance(*sides, subjects=subjects)
+            values.append(estimate.value)
+            covered += estimate.low <= 0 <= estimate.high
+        error = float(np.std(values, ddof=1) / np.sqrt(repeats))
+        mean = float(np.mean(values))
+        found[name] = {"mean": mean, "mean_in_standard_errors": mean / error, "coverage": covered / repeats}
+    return found
+
+
+def _clustered(rng: np.random.Generator, subjects: int, images: int, d: int) -> np.ndarray:
+    """Images of one subject share half of their variance."""
+    own = rng.normal(size=(subjects, 1, d)) * np.sqrt(0.5 if images > 1 else 0)
+    return (own + rng.normal(size=(subjects, images, d)) * np.sqrt(0.5 if images > 1 else 1)).reshape(-1, d)
+
+
+def gaps(repeats: int) -> Rates:
+    """How often a quality gap is flagged where there is none, groups of one law and of laws of their own, and where one is harmed."""
+    sizes = {"a": 2000, "b": 600, "c": 200}
+    found = {}
+    for world in ("one law", "laws of their own", "group c harmed"):
+        flagged, worst = 0, 0
+        for repeat in range(repeats):
+            rng = generator(repeat, "gaps", world)
+            real, synthetic, labels = [], [], []
+            for place, (name, n) in enumerate(sizes.items()):
+                centre, scale = (0.6 * place, 1 + 0.3 * place) if world == "laws of their own" else (0.0, 1.0)
+                real.append(centre + scale * rng.normal(size=(n, 64)))
+                harm = 0.8 if world == "group c harmed" and name == "c" else 1.0
+                synthetic.append(centre + harm * scale * rng.normal(size=(n, 64)))
+                labels += [name] * n
+            tested = quality_gap(np.concatenate(real), np.concatenate(synthetic), labels, labels, seed=repeat)
+            flagged += tested.p_value < 0.05
+            worst += tested.worst == "c"
+        found[world] = {"flagged": flagged / repeats, "worst_is_c": worst / repeats}
+    return found
+
+
+def pairs(repeats: int) -> Rates:
+    """Two models of equal AUC: how often the paired test rejects, by number of draws; and 40 true nulls after Holm."""
+    rejected = dict.fromkeys((200, 2000), 0)
+    for repeat in range(repeats):
+        before, after, label = _equal_models(generator(repeat, "pairs"), 300)
+        for draws in rejected:
+            rejected[draws] += _paired_p(before, after, label, draws, repeat) < 0.05
+    families = max(20, repeats // 4)
+    wrong = 0
+    for family in range(families):
+        rng = generator(family, "family")
+        p = [_paired_p(*_equal_models(rng, 150), 500, 40 * family + test) for test in range(40)]
+        wrong += bool((holm(p) < 0.05).any())
+    return {
+        "false_positive_rate": {str(draws): count / repeats for draws, count in rejected.items()},
+        "family_wise_rate_of_40": wrong / families,
+        "families": families,
+    }
+
+
+def _equal_models(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    label = rng.integers(2, size=n)
+    shared = label + rng.normal(size=n)
+    return shared + 0.7 * rng.normal(size=n), shared + 0.7 * rng.normal(size=n), label
+
+
+def _paired_p(before: np.ndarray, after: np.ndarray, label: np.ndarray, draws: int, seed: int) -> float:
+    sides = ({"score": score, "label": label} for score in (before, after))
+    return paired_bootstrap("auc", *sides, n_boot=draws, seed=seed).p_value
+
+
+SECTIONS: dict[str, Callable[[int], Rates]] = {"presence": presence, "distances": distances, "gaps": gaps, "pairs": pairs}
+
+
+def main() -> None:
+    """Run one section and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", choices=SECTIONS)
+    parser.add_argument("--repeats", type=int, default=100)
+    options = parser.parse_args()
+    start = time.monotonic()
+    found = SECTIONS[options.section](options.repeats)
+    payload = {"section": options.section, "repeats": options.repeats, "found": found, "seconds": round(time.monotonic() - start, 1)}
+    path = write_result(f"audit_calibration_{options.section}", payload, seeds=[0])
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()
