@@ -85,9 +85,7 @@ def test_unknown_groups_split_and_empty_cells(cohort) -> None:
     rewrite(cohort, 3, age_group=None, split="holdout", subject_id=None)
     found = faults(cohort)
     assert (
-        len(found) == 3
-        and found[0].startswith("cohort.parquet row 3: age_group ")
-        and found[2] == "cohort.parquet row 3: empty subject_id"
+        len(found) == 3 and found[0].startswith("cohort.parquet row 3: age_group ") and found[2] == "cohort.parquet row 3: empty subject_id"
     )
     assert found[1] == "cohort.parquet row 3: split 'holdout' is no group of cohort.json; There is: train, val, test"
     rewrite(cohort, 3, sex="unspecified")

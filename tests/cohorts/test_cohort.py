@@ -95,9 +95,7 @@ def test_an_image_as_pixels_and_back(tmp_path) -> None:
 def test_others_can_open_the_table(cohort, tmp_path) -> None:
     import datasets
 
-    found = datasets.load_dataset("parquet", data_files=str(cohort.root / "cohort.parquet"), cache_dir=str(tmp_path / "cache"))[
-        "train"
-    ]
+    found = datasets.load_dataset("parquet", data_files=str(cohort.root / "cohort.parquet"), cache_dir=str(tmp_path / "cache"))["train"]
     assert found.num_rows == 6 and found[2]["sex"] == "female"
     assert set(found.column_names) == set(pd.read_parquet(cohort.root / "cohort.parquet").columns)
 

@@ -78,9 +78,7 @@ def test_same_ids_stay_apart_and_same_images_are_counted(tmp_path) -> None:
     assert merged.table["image"].is_unique and len(merged) == 9
     assert merged.table["subject_id"].nunique() == 5 + 2
     assert merged.schema.made["duplicates"] == 3
-    assert [fault.partition(": same")[2] for fault in check_cohort(merged.root).faults] == [
-        f" image as in row {n}" for n in (1, 2, 3)
-    ]
+    assert [fault.partition(": same")[2] for fault in check_cohort(merged.root).faults] == [f" image as in row {n}" for n in (1, 2, 3)]
 
 
 def test_what_cannot_be_joined(tmp_path) -> None:
@@ -88,9 +86,7 @@ def test_what_cannot_be_joined(tmp_path) -> None:
     small = import_cohort("ham10000", tmp_path / "raw", tmp_path / "small", ImportSettings(size=16))
     gray = import_cohort("ham10000", tmp_path / "raw", tmp_path / "gray", ImportSettings(mode="L"))
     made = table_cohort(tmp_path, "made", synthetic=True)
-    turned = import_cohort(
-        "table", tmp_path / "raw-made", tmp_path / "turned", ImportSettings(conditions=["sex"], modality="dermoscopy")
-    )
+    turned = import_cohort("table", tmp_path / "raw-made", tmp_path / "turned", ImportSettings(conditions=["sex"], modality="dermoscopy"))
     for other, fault in (
         (small, f"{small.root}: images of 16 pixels, but {ham.root} has 24; import both with --size 16"),
         (gray, f"{gray.root}: images of mode L, but {ham.root} has RGB; import both with mode RGB"),

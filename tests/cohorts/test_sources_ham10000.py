@@ -22,9 +22,7 @@ def test_layouts(tmp_path, table) -> None:
     assert list(cohort.table["age_group"]) == ["<60", "<60", ">=60", "unknown", ">=60", "<60"]
     assert list(cohort.table["malignancy"]) == ["benign", "benign", "malignant", "malignant", "benign", "malignant"]
     assert list(cohort.table["dx"]) == [row[2] for row in HAM_ROWS]
-    assert (
-        cohort.table["prompt"][2] == "Dermoscopic image of a female >=60 patient with the following diagnostic category: malignant"
-    )
+    assert cohort.table["prompt"][2] == "Dermoscopic image of a female >=60 patient with the following diagnostic category: malignant"
     assert cohort.table["prompt"][4] == "Dermoscopic image of a >=60 patient with the following diagnostic category: benign"
     assert (cohort.schema.modality, cohort.schema.image_mode, cohort.schema.image_size) == ("dermoscopy", "RGB", 24)
     assert leaks(cohort.table) == [] and check_cohort(cohort.root).faults == []

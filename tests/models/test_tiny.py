@@ -37,9 +37,7 @@ def test_cohorts_that_do_not_fit_are_refused(brain: Path, tmp_path: Path) -> Non
     write_phantoms("brain", tmp_path / "odd", n=4, size=48, seed=0)
     with pytest.raises(UserError) as error:
         init_tiny_latent(_settings(tmp_path / "odd", tmp_path / "out"))
-    assert str(error.value) == (
-        f"{tmp_path / 'odd'}: images of 48 px; tiny-latent wants 32, 64, 128 or 256 (import again with --size)"
-    )
+    assert str(error.value) == (f"{tmp_path / 'odd'}: images of 48 px; tiny-latent wants 32, 64, 128 or 256 (import again with --size)")
     with pytest.raises(UserError, match=r"training images, fewer than one batch of 500"):
         init_tiny_latent(_settings(brain, tmp_path / "out", batch_size=500))
     assert not (tmp_path / "out").exists()

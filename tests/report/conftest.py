@@ -23,7 +23,7 @@ from evenhand.cohorts.cohort import Cohort, CohortSchema, to_image
 from evenhand.cohorts.writing import cohort_writer
 
 EVIL = "<script>alert(1)</script>"
-NAMES = ["male", EVIL, "=cmd()|' /C calc'!A0", "$x_1$ --> & \"quoted\""]
+NAMES = ["male", EVIL, "=cmd()|' /C calc'!A0", '$x_1$ --> & "quoted"']
 
 
 def write_cohort(path: Path, n: int) -> Cohort:

@@ -22,7 +22,10 @@ _BASIS = {"requested": "as requested", "judge": "by the judge, corrected", "mixe
 
 
 def headline_findings(
-    presence: list[PresenceTable], quality: list[QualityTable], semantics: list[SemanticTable], decisions: Sequence[Decision] = (),
+    presence: list[PresenceTable],
+    quality: list[QualityTable],
+    semantics: list[SemanticTable],
+    decisions: Sequence[Decision] = (),
     memorization: Memorization | None = None,
 ) -> list[Finding]:
     """One sentence a question about single columns, and about intersections where a gap stands; all else is in the tables."""

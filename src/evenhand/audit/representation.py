@@ -309,9 +309,7 @@ class _MixData:
         ratios = density_ratios(self.logs, parameters, prior)
         return expectation_maximisation(ratios, weights, prior if start is None else np.tile(start, (len(prior), 1)))
 
-    def interval(
-        self, method: str, value: np.ndarray, n_boot: int, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def interval(self, method: str, value: np.ndarray, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Percentile bounds (K,) from subjects of both sides drawn again; NaN without draws."""
         if n_boot < 2 or not np.isfinite(value).all():
             return np.full(self.k, math.nan), np.full(self.k, math.nan)
@@ -389,9 +387,7 @@ class _MixData:
 
     def _scores(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Every group's log-odds on both sides; of two groups one says it all."""
-        return [
-            (_log_odds(self.logs[:, j]), _log_odds(self.calibration_logs[:, j])) for j in range(1 if self.k == 2 else 0, self.k)
-        ]
+        return [(_log_odds(self.logs[:, j]), _log_odds(self.calibration_logs[:, j])) for j in range(1 if self.k == 2 else 0, self.k)]
 
 
 def _log_odds(logs: np.ndarray) -> np.ndarray:

@@ -50,9 +50,7 @@ def group_counts(cohort: Cohort) -> pd.DataFrame:
         for group in [*groups, *sorted(set(values) - set(groups), key=str)]:
             found = cohort.table[values == group]
             splits = {split: int((found["split"] == split).sum()) for split in SPLITS}
-            rows.append(
-                {"column": column, "group": group, "images": len(found), "subjects": found["subject_id"].nunique(), **splits}
-            )
+            rows.append({"column": column, "group": group, "images": len(found), "subjects": found["subject_id"].nunique(), **splits})
     return pd.DataFrame(rows, columns=["column", "group", "images", "subjects", *SPLITS])
 
 
@@ -95,9 +93,7 @@ def _row_faults(cohort: Cohort) -> list[str]:
         allowed = {*groups} if column == "split" else {*groups, *NOT_GROUPS}
         for number, value in enumerate(cohort.table[column], start=1):
             if value not in allowed:
-                faults.append(
-                    f"{_row(number)}: {column} {value!r} is no group of {SCHEMA_FILE}; {did_you_mean(str(value), groups)}"
-                )
+                faults.append(f"{_row(number)}: {column} {value!r} is no group of {SCHEMA_FILE}; {did_you_mean(str(value), groups)}")
     for column in ("subject_id", "prompt"):
         missing = cohort.table[column].isna()
         faults += [f"{_row(number)}: empty {column}" for number, empty in enumerate(missing, start=1) if empty]

@@ -68,9 +68,7 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def write_prompt(
-    modality: str, attributes: Mapping[str, str], conditions: Mapping[str, str], state: Sequence[str] | None = None
-) -> str:
+def write_prompt(modality: str, attributes: Mapping[str, str], conditions: Mapping[str, str], state: Sequence[str] | None = None) -> str:
     """The prompt of one image.
 
     Args:

@@ -45,9 +45,7 @@ class Encoder:
             raise UserError(f"{folder}: cannot load the encoder ({brief(error)}); it must be a folder with safetensors") from None
         missing = sorted(loading["missing_keys"])
         if any(not name.startswith("pooler.") for name in missing):
-            raise UserError(
-                f"{folder}: weights are missing ({missing[0]}); random ones would give meaningless features"
-            )
+            raise UserError(f"{folder}: weights are missing ({missing[0]}); random ones would give meaningless features")
         return cls(model.eval(), Preprocessing.load(folder), folder.name, sha256_folder(folder), has_pooler=not missing)
 
     @torch.no_grad()

@@ -71,9 +71,7 @@ def _white_matter(
     return blend(image, 0.18, 0.8 * fissure)
 
 
-def _ventricles(
-    image: np.ndarray, u: np.ndarray, v: np.ndarray, scale: np.ndarray, nuisance: Nuisance, edge: np.ndarray
-) -> np.ndarray:
+def _ventricles(image: np.ndarray, u: np.ndarray, v: np.ndarray, scale: np.ndarray, nuisance: Nuisance, edge: np.ndarray) -> np.ndarray:
     """Two lateral ventricles, a butterfly: frontal and occipital horns that lean outwards."""
     stretch = nuisance.subject(1, 0.05)
     for side in (-1, 1):

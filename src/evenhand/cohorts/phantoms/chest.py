@@ -69,9 +69,7 @@ def _mediastinum(image: np.ndarray, x: np.ndarray, y: np.ndarray, nuisance: Nuis
     return blend(image, 0.42, 0.8 * trachea)
 
 
-def _breasts(
-    image: np.ndarray, x: np.ndarray, y: np.ndarray, labels: Labels, nuisance: Nuisance, torso: np.ndarray
-) -> np.ndarray:
+def _breasts(image: np.ndarray, x: np.ndarray, y: np.ndarray, labels: Labels, nuisance: Nuisance, torso: np.ndarray) -> np.ndarray:
     """Soft shadows over the lower lung fields with a rounded lower border."""
     shift = nuisance.subject(0, 0.01)
     shadow = ellipse(np.abs(x), y, 0.45, 0.16 + shift, 0.30, 0.25, 0.0, 0.12)

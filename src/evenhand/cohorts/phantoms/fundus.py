@@ -75,9 +75,7 @@ def _wedge(r: np.ndarray, phi: np.ndarray, radius: np.ndarray, labels: Labels, n
     return depth * soft_step(across, 0.10) * soft_step(r - 0.8 * radius, 0.05)
 
 
-def _vessels(
-    r: np.ndarray, phi: np.ndarray, radius: np.ndarray, labels: Labels, nuisance: Nuisance, size: int
-) -> np.ndarray:
+def _vessels(r: np.ndarray, phi: np.ndarray, radius: np.ndarray, labels: Labels, nuisance: Nuisance, size: int) -> np.ndarray:
     """Darkness of all vessels. Tortuous ones swing to either side of their course by ``TORTUOSITY``."""
     swing = per_group(labels["ethnicity"], TORTUOSITY) * nuisance.subject(1, 0.04)
     total = np.zeros(1, dtype=np.float32)

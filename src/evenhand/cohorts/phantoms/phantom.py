@@ -101,9 +101,7 @@ class Modality:
         """Attributes and conditions together: column -> values."""
         return {**self.attributes, **self.conditions}
 
-    def generate(
-        self, n: int, *, mix: str | Mix | None = None, size: int = 32, seed: int = 0, harder: Harder | None = None
-    ) -> Phantoms:
+    def generate(self, n: int, *, mix: str | Mix | None = None, size: int = 32, seed: int = 0, harder: Harder | None = None) -> Phantoms:
         """Draw ``n`` images of independent subjects.
 
         Groups are a random sample of ``mix``; columns that it leaves out have equal shares. Image i depends on the seed and on i,

@@ -114,9 +114,7 @@ class Source(ABC):
         raise BadRow(f"{image_id}{endings[0]}: no such file in {', '.join(folders) or 'the data folder'}")
 
 
-def _choose(
-    what: str, offered: dict[str, list[str]], asked: Sequence[str] | None, default: Sequence[str] | None
-) -> dict[str, list[str]]:
+def _choose(what: str, offered: dict[str, list[str]], asked: Sequence[str] | None, default: Sequence[str] | None) -> dict[str, list[str]]:
     names = asked if asked is not None else default if default is not None else list(offered)
     for name in names:
         if name not in offered:

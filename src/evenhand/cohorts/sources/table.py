@@ -39,9 +39,7 @@ class Table(Source):
         found = next((name for name in PROMPT_COLUMNS if name in names), None) if own_words else None
         self.prompt_column = settings.prompt_column or found
         if settings.prompt_column and not own_words:
-            raise UserError(
-                "--prompt-column and --prompt-attributes exclude each other: prompts come from the table or from a template"
-            )
+            raise UserError("--prompt-column and --prompt-attributes exclude each other: prompts come from the table or from a template")
         self.modality = settings.modality or "image"
         self.synthetic, self.licence, self.citation = settings.synthetic, settings.licence or "", str(first.name)
         self.attributes = {name: [] for name in settings.attributes or ()}
