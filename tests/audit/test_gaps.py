@@ -133,6 +133,29 @@ def test_few_subjects_and_heavy_tails_raise_no_false_alarms() -> None:
     assert flags(heavy, 60) <= 0.08
 
 
+def uneven(rng: np.random.Generator, harm: float = 0.0) -> tuple:
+    """Two groups of 40 patients, most with one to four images, some with 15, 40 and 60, images of one patient much alike."""
+    parts = []
+    for side in range(2):
+        images = np.concatenate([np.r_[rng.integers(1, 5, size=37), 15, 40, 60] for _ in "ab"])
+        patients = np.repeat(np.arange(80), images)
+        values = (0.9 * rng.normal(size=(80, 16)))[patients] + 0.4 * rng.normal(size=(len(patients), 16))
+        groups = np.where(patients < 40, "a", "b")
+        values[(groups == "b") & (side == 1)] += harm
+        parts.append((values, groups, patients))
+    (real, real_groups, ids), (synthetic, groups, others) = parts
+    return real, synthetic, real_groups, groups, (ids, others)
+
+
+def test_a_patient_with_a_third_of_the_images_raises_no_false_alarm_and_hides_no_gap() -> None:
+    def p_value(seed: int, harm: float) -> float:
+        *sides, subjects = uneven(np.random.default_rng(seed), harm)
+        return quality_gap(*sides, subjects=subjects, seed=seed, n_boot=199).p_value
+
+    assert np.mean([p_value(seed, 0.0) < 0.05 for seed in range(100)]) <= 0.08
+    assert np.mean([p_value(seed, 0.6) < 0.05 for seed in range(20)]) >= 0.9
+
+
 def test_more_features_than_images_raise_no_false_alarms() -> None:
     assert flags(world((40, 30, 25), 150), 100) <= 0.08
 

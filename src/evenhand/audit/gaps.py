@@ -24,6 +24,7 @@ SMALLEST_P = 1e-4
 _VIEWS = ("relative", "whitened")
 _RIDGE = 1.0  # in mean eigenvalues; with less, many features drown a shift along the main directions
 _LARGEST = 1e25  # its cubic kernel can still be squared
+_HEAVY = 3.0  # times the median images a subject: what a subject with more counts for
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class GapTest:
 
     Attributes:
         statistic, p_value: largest studentised difference between two groups, and its chance where all are equally well generated.
-        gap: largest minus smallest KID of a group to its own real images.
+        gap: largest minus smallest KID of a group to its own real images, no subject counting for more than thrice the usual.
         effect: largest minus smallest distance in the column of ``by_group`` that ``view`` names, the one that shows the difference
             more clearly. A share of the kernel variance of real images: free of the features' unit, so encoders compare.
         worst: the group of the largest distance in that column, among those that lie above another (pairs' p_value < .05) if any do:
@@ -65,11 +66,25 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Part:
-    """One side of one group: features by subject, images a subject (A,), and signs (A, B + 1), the last column ones."""
+    """One side of one group: features by subject, images a subject (A,), what each image of it counts (A,), and signs (A, B + 1).
+
+    The last column of signs is ones.
+    """
 
     features: np.ndarray
-    size: np.ndarray
+    images: np.ndarray
+    weight: np.ndarray
     signs: np.ndarray
+
+    @property
+    def size(self) -> np.ndarray:
+        """What each subject counts (A,): its images, or fewer."""
+        return np.asarray(self.images * self.weight)
+
+    @property
+    def effective(self) -> float:
+        """As many subjects of equal size would tell as much (Kish)."""
+        return float(self.size.sum() ** 2 / (self.size**2).sum())
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ class _Draws:
     """A group's distance, and what its error is made of, each (B,): at a true distance t it is even + sqrt(t) odd - t scale.
 
     ``even`` is the doubly centred kernel, ``odd`` the witness function at distance 1, ``scale`` the kernel variance of real images,
-    in units of which all of this is.
+    in units of which all of this is. ``subjects``: effective ones, on the side that has fewer.
     """
 
     kid: float
@@ -85,6 +100,7 @@ class _Draws:
     even: np.ndarray
     odd: np.ndarray
     scale: np.ndarray
+    subjects: float
 
 
 def quality_gap(
@@ -109,6 +125,9 @@ def quality_gap(
     every group lies at one distance t, estimated from all; about it a group's error is that of a U-statistic: its linear and its
     degenerate part (Hoeffding), with random signs for whole subjects (wild bootstrap; Dehling and Mikosch 1994, for MMD Chwialkowski
     et al. 2014). A U-statistic needs no size matching: its mean over all subsamples of one size is the value itself.
+
+    A patient of whom there are sixty images where others have two would decide alone, so none counts for more than three times the
+    images that the group's median subject has. Few subjects widen the null law (Student).
 
     Equal damage to pixels need not be an equal distance: a blur takes more from a group with finer detail.
 
@@ -144,7 +163,7 @@ def quality_gap(
                     reasons[i] = "its real images all have the same features"
                 else:
                     draws[view][i] = drawn
-    return _result(names, [(len(a), len(b)) for a, b in rows], reasons, draws)
+    return _result(names, [(len(a), len(b)) for a, b in rows], reasons, draws, seed)
 
 
 def _few_subjects(rows: tuple[np.ndarray, np.ndarray], codes: tuple[np.ndarray, np.ndarray]) -> str:
@@ -167,9 +186,10 @@ def _ordered(features: np.ndarray, codes: np.ndarray, labels: np.ndarray, usable
 
 def _part(side: _Side, features: np.ndarray, group: int) -> _Part:
     rows = side.groups == group
-    subjects, size = np.unique(side.subjects[rows], return_counts=True)
+    subjects, images = np.unique(side.subjects[rows], return_counts=True)
     signs = side.signs[subjects].astype(np.float64)
-    return _Part(features[rows], size, np.column_stack([signs, np.ones(len(size))]))
+    weight = np.minimum(1.0, _HEAVY * np.median(images) / images)
+    return _Part(features[rows], images, weight, np.column_stack([signs, np.ones(len(images))]))
 
 
 def _whitened(sides: tuple[_Side, _Side]) -> tuple[np.ndarray, ...]:
@@ -198,36 +218,40 @@ def _group_draws(real: _Part, synthetic: _Part) -> _Draws | None:
     with the products e' K e, so that needs no second pass. As e^2 = 1, what centring puts on the diagonal is known beforehand.
     """
     x, y = real.size, synthetic.size
-    n, m = int(x.sum()), int(y.sum())
+    n, m = float(x.sum()), float(y.sum())
     within_x, own_x, even_x, mean_x, level_x = _within(real)
     within_y, own_y, even_y, mean_y, level_y = _within(synthetic)
     across_x, across_y, cross = _across(real, synthetic)
     level = float(across_x.sum()) / (n * m)
     e_x, e_y = real.signs[:, :-1].T, synthetic.signs[:, :-1].T  # (B, A)
     cross -= (e_x @ (across_x / m)) * (e_y @ y) + (e_x @ x) * (e_y @ (across_y / n)) - level * (e_x @ x) * (e_y @ y)
-    cross /= math.sqrt((1 - 1 / len(x)) * (1 - 1 / len(y)))  # the fitted margins took that much variance, as in ``_within``
+    # The fitted margins took that much variance, as in ``_within``.
+    cross /= math.sqrt((1 - 1 / real.effective) * (1 - 1 / synthetic.effective))
     even = even_x + even_y - 2 * cross / (n * m)
     kid = level_x + level_y - 2 * level
 
-    witness_x, witness_y = _centred(mean_x - across_x / m, x), _centred(mean_y - across_y / n, y)
+    witness_x, witness_y = _centred(mean_x - across_x / m, real), _centred(mean_y - across_y / n, synthetic)
     odd = 2 * (e_x @ witness_x) / n + 2 * (e_y @ witness_y) / m
     plugged = 4 * float((witness_x**2).sum()) / n**2 + 4 * float((witness_y**2).sum()) / m**2
     plugged_value = float((within_x + own_x).sum()) / n**2 + float((within_y + own_y).sum()) / m**2 - 2 * level
     odd *= _at_distance_1(kid, plugged, plugged_value, float(even.var()))
 
     own = ((real.features**2).sum(axis=1) / real.features.shape[1] + 1) ** 3
-    variance = float(own.mean()) - level_x
-    if variance <= 1e-12 * float(own.mean()):
+    own = np.add.reduceat(own, np.cumsum(real.images) - real.images) * real.weight
+    variance = float(own.sum()) / n - level_x
+    if variance <= 1e-12 * float(own.sum()) / n:
         return None
-    scale = e_x @ _centred(np.add.reduceat(own, np.cumsum(x) - x) - 2 * mean_x, x) / n
-    return _Draws(kid, kid / variance, even / variance, odd / math.sqrt(variance), scale / variance)
+    scale = e_x @ _centred(own - 2 * mean_x, real) / n
+    fewest = min(real.effective, synthetic.effective)
+    return _Draws(kid, kid / variance, even / variance, odd / math.sqrt(variance), scale / variance, fewest)
 
 
 def _within(part: _Part) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
     """Kernel sums of each subject with others (A,) and with itself (A,), the centred form e' K e / n^2 (B,), means (A,), level."""
-    size, n = part.size, int(part.size.sum())
+    size, n = part.size, float(part.size.sum())
     sums, own, form = np.empty(len(size)), np.empty(len(size)), np.zeros(part.signs.shape[1] - 1)
-    for rows, kernel in _kernel_blocks(part.features, part.features, size, size):
+    for rows, whole in _kernel_blocks(part.features, part.features, part.images, part.images):
+        kernel = whole * (part.weight[rows, None] * part.weight)
         here, there = np.arange(len(kernel)), np.arange(rows.start, rows.stop)
         own[rows] = kernel[here, there]
         kernel[here, there] = 0
@@ -239,7 +263,7 @@ def _within(part: _Part) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     signs = part.signs[:, :-1].T
     form += (signs @ size) * (level * (signs @ size) - 2 * (signs @ mean))
     form -= float((size * (level * size - 2 * mean)).sum())
-    shrunk = math.sqrt((len(size) - 3) / (len(size) - 1))  # by U-centring on fitted margins (Székely and Rizzo 2014)
+    shrunk = math.sqrt((part.effective - 3) / (part.effective - 1))  # by U-centring on fitted margins (Székely and Rizzo 2014)
     return sums, own, form / shrunk / n**2, mean, level
 
 
@@ -247,7 +271,8 @@ def _across(real: _Part, synthetic: _Part) -> tuple[np.ndarray, np.ndarray, np.n
     """Kernel sums of each real and each generated subject with the other side, and the form e' K f (B,), not centred."""
     by_x, by_y = np.empty(len(real.size)), np.zeros(len(synthetic.size))
     form = np.zeros(real.signs.shape[1] - 1)
-    for rows, kernel in _kernel_blocks(real.features, synthetic.features, real.size, synthetic.size):
+    for rows, whole in _kernel_blocks(real.features, synthetic.features, real.images, synthetic.images):
+        kernel = whole * (real.weight[rows, None] * synthetic.weight)
         product = kernel @ synthetic.signs
         by_x[rows] = product[:, -1]
         by_y += kernel.sum(axis=0)
@@ -255,9 +280,9 @@ def _across(real: _Part, synthetic: _Part) -> tuple[np.ndarray, np.ndarray, np.n
     return by_x, by_y, form
 
 
-def _centred(sums: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _centred(sums: np.ndarray, part: _Part) -> np.ndarray:
     """Subjects' sums about what their size alone makes them, corrected for the fitted mean."""
-    return (sums - size * sums.sum() / size.sum()) * math.sqrt(len(size) / (len(size) - 1))
+    return (sums - part.size * sums.sum() / part.size.sum()) * math.sqrt(part.effective / (part.effective - 1))
 
 
 def _at_distance_1(kid: float, plugged: float, plugged_value: float, pairs: float) -> float:
@@ -290,30 +315,34 @@ class _Tested:
         return np.asarray(np.where(self.studentised > start, np.maximum(tail, SMALLEST_P / 2), body))
 
 
-def _tested(draws: list[_Draws]) -> _Tested:
+def _tested(draws: list[_Draws], seed: int) -> _Tested:
     first, second = np.array(list(combinations(range(len(draws)), 2))).T
     values = np.array([group.value for group in draws])
     even, odd, scale = (np.array([getattr(group, name) for group in draws]) for name in ("even", "odd", "scale"))  # (G, B)
     still, slope = np.maximum(even.var(axis=1), np.finfo(float).tiny), odd.var(axis=1)
 
-    def studentised(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # A variance told by few subjects is itself off; as in Student's law, that makes the studentised differences wider.
+    rng, freedom = generator(seed, "quality_gap", "variance"), np.array([group.subjects - 1 for group in draws])
+    told = rng.chisquare(freedom[:, None], size=even.shape) / freedom[:, None]
+
+    def studentised(distances: np.ndarray, told: np.ndarray | float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """|differences| (P, B) in standard errors at the common distance (B,) of each column, clipped at 0."""
         common = np.zeros(distances.shape[1])
         for _ in range(3):
             weight = 1 / (still[:, None] + slope[:, None] * common)
             common = np.maximum(0.0, (weight * distances).sum(axis=0) / weight.sum(axis=0))
-        variance = still[:, None] + slope[:, None] * common
+        variance = (still[:, None] + slope[:, None] * common) * told
         return np.abs(distances[first] - distances[second]) / np.sqrt(variance[first] + variance[second]), common
 
     found, common = studentised(values[:, None])
     t = float(common[0])
     if t > 0:  # the law at t is wider than at 0, so a t that is noise costs power
         t *= t**2 / (t**2 + 1 / float((1 / (still + slope * t)).sum()))
-    null, _ = studentised(t + even + math.sqrt(t) * odd - t * scale)
+    null, _ = studentised(t + even + math.sqrt(t) * odd - t * scale, told)
     return _Tested(values, values[first] - values[second], found[:, 0], null.max(axis=0))
 
 
-def _result(names: list[Any], sizes: list[tuple[int, int]], reasons: list[str], draws: dict[str, dict[int, _Draws]]) -> GapTest:
+def _result(names: list[Any], sizes: list[tuple[int, int]], reasons: list[str], draws: dict[str, dict[int, _Draws]], seed: int) -> GapTest:
     whole = [i for i, reason in enumerate(reasons) if not reason]
     column = lambda view, name: [getattr(draws[view][i], name) if i in whole else math.nan for i in range(len(names))]  # noqa: E731
     table = pd.DataFrame(
@@ -330,7 +359,7 @@ def _result(names: list[Any], sizes: list[tuple[int, int]], reasons: list[str], 
         told = "; ".join(f"{names[i]}: {reason}" for i, reason in enumerate(reasons) if reason)
         reason = f"{len(whole)} of {len(names)} groups can be measured, a gap needs 2" + (f" ({told})" if told else "")
         return GapTest(math.nan, math.nan, math.nan, math.nan, None, "", table, none, reason)
-    tests = {view: _tested([draws[view][i] for i in whole]) for view in _VIEWS}
+    tests = {view: _tested([draws[view][i] for i in whole], seed) for view in _VIEWS}
     p_values = {view: test.p_values for view, test in tests.items()}
     view = min(_VIEWS, key=lambda v: (p_values[v].min(), -tests[v].studentised.max()))
     adjusted = np.minimum(1.0, len(_VIEWS) * np.min(list(p_values.values()), axis=0))
