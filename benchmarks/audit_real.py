@@ -33,6 +33,7 @@ from evenhand.report.html import write_report
 
 BLUR = 2.0  # px, on one group
 PLANTED = 0.8  # share of the first group of sex
+AT_MOST = 4  # planted images of one patient: generated images are apart from each other, sixty of one patient are not
 
 
 @dataclass(frozen=True)
@@ -48,71 +49,75 @@ WORLDS = {"ham10000": World("ham10000", None, 5), "nih-cxr": World("nih_cxr", ["
 
 
 def main() -> None:
-    """Make the four cohorts that are missing, audit each, and write what was found."""
+    """Make the cohorts that are missing, audit each, and write what was found for every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", choices=WORLDS)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     if "EVENHAND_DATA" not in os.environ:
         raise SystemExit("EVENHAND_DATA is not set; it names the folder that holds the raw data sets")
-    world = WORLDS[options.source]
-    options.work.mkdir(parents=True, exist_ok=True)
-    real, other = _parts(options, world)
+    found = {f"seed {seed}": _audited(options.source, options.work / f"seed{seed}", seed) for seed in options.seeds}
+    path = write_result(f"audit_real_{WORLDS[options.source].folder}", {"found": found}, seeds=options.seeds)
+    print(path.read_text())
+
+
+def _audited(source: str, work: Path, seed: int) -> dict[str, Any]:
+    """The four audits of one split of the subjects and one training of the judges."""
+    world = WORLDS[source]
+    work.mkdir(parents=True, exist_ok=True)
+    real, other = _parts(source, work, seed)
     made = {
-        "as_it_is": _stand_in(other, options.work / "same", silent=False),
-        "blurred": _stand_in(other, options.work / "blurred", silent=False, blurred="female"),
-        "silent": _stand_in(other, options.work / "silent", silent=True),
-        "planted": _stand_in(_with_mix(other, options.seed), options.work / "planted", silent=True),
+        "as_it_is": _stand_in(other, work / "same", silent=False),
+        "blurred": _stand_in(other, work / "blurred", silent=False, blurred="female"),
+        "silent": _stand_in(other, work / "silent", silent=True),
+        "planted": _stand_in(_with_mix(other, seed), work / "planted", silent=True),
     }
     judges: list[Path] = []
     results = {}
     for name in ("silent", "as_it_is", "blurred", "planted"):  # the silent one first: it trains a judge of sex too
-        out = options.work / f"{name}.json"
+        out = work / f"{name}.json"
         results[name] = audit_cohorts(
             AuditSettings(
                 real=real.root, synthetic=made[name].root, out=out, judge=judges or None, primary=["quality:sex"],
-                judge_epochs=world.judge_epochs, copies=False, seed=options.seed,
+                judge_epochs=world.judge_epochs, copies=name == "as_it_is", seed=seed,
             )
         )  # fmt: skip
         judges = judges or [Path(judge.path) for judge in results[name].judges]
         write_report([out], out.with_suffix(".html"))
-    path = write_result(
-        f"audit_real_{world.folder}",
-        {
-            "real": {"images": len(real), "subjects": int(real.table["subject_id"].nunique())},
-            "other": {"images": len(other), "subjects": int(other.table["subject_id"].nunique())},
-            "judge_auc": {judge.target: judge.auc for judge in results["silent"].judges},
-            "quality": {name: _quality(results[name]) for name in ("as_it_is", "blurred")},
-            "presence": {name: _presence(results[name], made[name], other) for name in ("silent", "planted")},
-        },
-        seeds=[options.seed],
-    )
-    print(path.read_text())
+    return {
+        "real": {"images": len(real), "subjects": int(real.table["subject_id"].nunique())},
+        "other": {"images": len(other), "subjects": int(other.table["subject_id"].nunique())},
+        "judge_auc": {judge.target: judge.auc for judge in results["silent"].judges},
+        "quality": {name: _quality(results[name]) for name in ("as_it_is", "blurred")},
+        "presence": {name: _presence(results[name], made[name], other) for name in ("silent", "planted")},
+    }
 
 
-def _parts(options: argparse.Namespace, world: World) -> tuple[Cohort, Cohort]:
+def _parts(source: str, work: Path, seed: int) -> tuple[Cohort, Cohort]:
     """The real part and the one that stands in for generated images, 60 to 40, by subject."""
     for name in ("real", "other"):
-        if not (options.work / name / SCHEMA_FILE).exists():
-            if not (options.work / "all" / SCHEMA_FILE).exists():
-                settings = ImportSettings(size=64, conditions=world.conditions, seed=options.seed)
-                import_cohort(options.source, Path(os.environ["EVENHAND_DATA"]) / world.folder, options.work / "all", settings)
-            whole = Cohort.load(options.work / "all")
+        if not (work / name / SCHEMA_FILE).exists():
+            if not (work / "all" / SCHEMA_FILE).exists():
+                settings = ImportSettings(size=64, conditions=WORLDS[source].conditions, seed=seed)
+                import_cohort(source, Path(os.environ["EVENHAND_DATA"]) / WORLDS[source].folder, work / "all", settings)
+            whole = Cohort.load(work / "all")
             subjects = np.array(sorted(whole.table["subject_id"].unique()))
-            drawn = generator(options.seed, "audit-real").permutation(len(subjects)) < 0.6 * len(subjects)
+            drawn = generator(seed, "audit-real").permutation(len(subjects)) < 0.6 * len(subjects)
             inside = whole.table["subject_id"].isin(subjects[drawn])
             part = whole.subset(inside if name == "real" else ~inside)
             place = part.table["subject_id"].map({subject: i for i, subject in enumerate(sorted(part.table["subject_id"].unique()))})
             splits = np.array(["train", "val", "train", "test"])[place.to_numpy() % 4]  # many held out: they are what is compared
-            Cohort(part.schema, part.table.assign(split=splits), part.root).save(options.work / name)
-    return Cohort.load(options.work / "real"), Cohort.load(options.work / "other")
+            Cohort(part.schema, part.table.assign(split=splits), part.root).save(work / name)
+    return Cohort.load(work / "real"), Cohort.load(work / "other")
 
 
 def _with_mix(other: Cohort, seed: int) -> Cohort:
-    """The largest random part with the planted mix."""
+    """The largest random part with the planted mix, of a few images a patient."""
     first, second = other.schema.attributes["sex"][:2]
-    rows = {name: np.flatnonzero(other.table["sex"] == name) for name in (first, second)}
+    mixed = other.table.iloc[generator(seed, "few").permutation(len(other))]
+    few = (mixed.groupby("subject_id").cumcount() < AT_MOST).sort_index().to_numpy()
+    rows = {name: np.flatnonzero((other.table["sex"] == name) & few) for name in (first, second)}
     n = int(min(len(rows[first]) / PLANTED, len(rows[second]) / (1 - PLANTED)))
     draws = generator(seed, "planted")
     kept = [draws.permutation(rows[name])[: round(share * n)] for name, share in ((first, PLANTED), (second, 1 - PLANTED))]

@@ -16,7 +16,15 @@ import pandas as pd
 from scipy.linalg import solve_triangular
 
 from evenhand.audit.fidelity import MIN_N, _common_labels, _fault, _kernel_blocks
-from evenhand.audit.intervals import FeatureError, as_feature_pair, canonical_order, subject_codes, two_sided_subjects
+from evenhand.audit.intervals import (
+    FeatureError,
+    as_feature_pair,
+    canonical_order,
+    effective_subjects,
+    subject_codes,
+    subject_weights,
+    two_sided_subjects,
+)
 from evenhand.core.randomness import generator
 
 MIN_SUBJECTS = 10  # on a side of a group; with fewer, resampled signs are too coarse a law
@@ -24,7 +32,6 @@ SMALLEST_P = 1e-4
 _VIEWS = ("relative", "whitened")
 _RIDGE = 1.0  # in mean eigenvalues; with less, many features drown a shift along the main directions
 _LARGEST = 1e25  # its cubic kernel can still be squared
-_HEAVY = 3.0  # times the median images a subject: what a subject with more counts for
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,8 @@ class _Part:
 
     @property
     def effective(self) -> float:
-        """As many subjects of equal size would tell as much (Kish)."""
-        return float(self.size.sum() ** 2 / (self.size**2).sum())
+        """As many subjects of equal size would tell as much."""
+        return effective_subjects(self.size)
 
 
 @dataclass(frozen=True)
@@ -188,8 +195,7 @@ def _part(side: _Side, features: np.ndarray, group: int) -> _Part:
     rows = side.groups == group
     subjects, images = np.unique(side.subjects[rows], return_counts=True)
     signs = side.signs[subjects].astype(np.float64)
-    weight = np.minimum(1.0, _HEAVY * np.median(images) / images)
-    return _Part(features[rows], images, weight, np.column_stack([signs, np.ones(len(images))]))
+    return _Part(features[rows], images, subject_weights(images), np.column_stack([signs, np.ones(len(images))]))
 
 
 def _whitened(sides: tuple[_Side, _Side]) -> tuple[np.ndarray, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import rankdata
 
-from evenhand.audit.intervals import Z95
+from evenhand.audit.intervals import Z95, effective_subjects
 from evenhand.core.randomness import generator
 
 MIN_AUC = 0.7
@@ -89,7 +89,7 @@ def residuals(statistics: np.ndarray, calibration_statistics: np.ndarray, mixtur
     theirs_by_subject = _jackknifed(np.sum(influence[1:], axis=0), mixture.calibration_codes)
     both = np.concatenate([_jackknifed(influence[0], mixture.codes), -theirs_by_subject])
     residual = own.mean(axis=0) - mixture.weights @ means
-    freedom = max(min(_effective(codes) for codes in (mixture.codes, mixture.calibration_codes)) - 1, 1.0)
+    freedom = max(min(effective_subjects(np.bincount(codes)) for codes in (mixture.codes, mixture.calibration_codes)) - 1, 1.0)
     error = np.sqrt((both**2).sum(axis=0)).clip(1e-12)
     return Residuals(residual / error, residual, np.clip(np.abs(residual) - Z95 * error, 0, None), both / error, freedom)
 
@@ -114,12 +114,6 @@ def _project(own: np.ndarray, theirs: np.ndarray, mixture: Mixture) -> tuple[np.
 def _jackknifed(influence: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Influences of subjects by leaving each out: one with a large part of the images pulls the mean towards itself (CR3)."""
     return influence / (1 - np.bincount(codes) / (len(codes) + 1))[:, None]
-
-
-def _effective(codes: np.ndarray) -> float:
-    """How many equal subjects these are worth (Kish): one with half of the images leaves fewer than four."""
-    sizes = np.bincount(codes).astype(float)
-    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def _sums(values: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from evenhand.core.errors import UserError
 
 Z95 = 1.959963984540054
 _WEIGHTS_AT_ONCE = 4_000_000  # cells of a bootstrap block: 32 MB
+_HEAVY = 3.0  # times the median images a subject
 
 
 class FeatureError(UserError):
@@ -68,6 +69,20 @@ def subject_codes(subjects: Any, n: int) -> np.ndarray:
     codes[~missing], names = pd.factorize(known, sort=True)
     codes[missing] = len(names) + np.arange(missing.sum())
     return codes
+
+
+def subject_weights(images: np.ndarray) -> np.ndarray:
+    """What an image of each subject counts (A,), given images a subject (A,): none counts for more than thrice the median subject.
+
+    A patient of whom there are sixty images where others have two would otherwise decide alone what a group looks like (of 57 % false
+    alarms between halves of 142 patients' radiographs, 8 % were left).
+    """
+    return np.asarray(np.minimum(1.0, _HEAVY * np.median(images) / np.maximum(images, 1)))
+
+
+def effective_subjects(size: np.ndarray) -> float:
+    """How many equal subjects these of ``size`` (A,) are worth (Kish): one with half of the images leaves fewer than four."""
+    return float(size.sum() ** 2 / (size.astype(float) ** 2).sum())
 
 
 def two_sided_subjects(subjects: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +147,7 @@ def jackknife_variance(replicates: np.ndarray) -> float:
     return float((folds - 1) / folds * ((replicates - replicates.mean()) ** 2).sum())
 
 
-def t_multiplier(subjects: int) -> float:
+def t_multiplier(subjects: float) -> float:
     """Half width of a 95 % interval in standard errors, for so many independent subjects."""
     return float(stats.t.ppf(0.975, max(subjects - 1, 1)))
 

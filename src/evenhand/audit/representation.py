@@ -27,12 +27,15 @@ from evenhand.audit.identifiability import (
     shift_statistics,
 )
 from evenhand.audit.intervals import (
+    Z95,
     FeatureError,
     as_feature_pair,
     bootstrap_weights,
     canonical_order,
+    effective_subjects,
     share_interval,
     subject_codes,
+    subject_weights,
     t_multiplier,
     two_sided_subjects,
 )
@@ -182,7 +185,8 @@ def estimate_mix(
         calibration_probs: (N, K) of held-out real images; calibration_labels (N,): codes 0..K-1, or names, whose order is that of
             the columns: sorted, or that of a pandas categorical. -1, NaN, unknown are left out.
         features, calibration_features: (n, d) and (N, d) of any network, such as the classifier's own penultimate layer.
-        subjects: one id for each of the n images, or of the N, or of all n + N, or a pair of both; None = every image its own.
+        subjects: one id for each of the n images, or of the N, or of all n + N, or a pair of both; None = every image its own. A
+            calibration subject counts for at most thrice the images of the median one.
 
     Raises:
         FeatureError: wrong shapes, values that are no probabilities, unknown labels or method.
@@ -190,7 +194,7 @@ def estimate_mix(
     data = _MixData.of(probs, calibration_probs, calibration_labels, subjects)
     if method not in METHODS:
         raise FeatureError(f"method {method!r} is not known; {did_you_mean(method, METHODS)}")
-    one = np.ones((1, len(data.probs))), np.ones((1, len(data.labels)))
+    one = np.ones((1, len(data.probs))), data.counted[None]
     pair = data.feature_pair(features, calibration_features)
     value = data.shares(method, *one)[0] if min(data.counts) else np.full(data.k, math.nan)
     low, high = data.interval(method, value, n_boot, seed)
@@ -310,7 +314,7 @@ class _MixData:
         return expectation_maximisation(ratios, weights, prior if start is None else np.tile(start, (len(prior), 1)))
 
     def interval(self, method: str, value: np.ndarray, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Percentile bounds (K,) from subjects of both sides drawn again; NaN without draws."""
+        """Percentile bounds (K,) from subjects of both sides drawn again, widened for few subjects (Student); NaN without draws."""
         if n_boot < 2 or not np.isfinite(value).all():
             return np.full(self.k, math.nan), np.full(self.k, math.nan)
         order, codes = canonical_order(self.probs, self.codes)
@@ -319,17 +323,19 @@ class _MixData:
             self, probs=self.probs[order], logs=self.logs[order], labels=self.labels[order_there],
             calibration=self.calibration[order_there], calibration_logs=self.calibration_logs[order_there],
         )  # fmt: skip
-        fit = recalibrate(self.calibration_logs, self.labels, np.ones((1, len(self.labels))))[0] if method == "emq" else None
+        fit = recalibrate(self.calibration_logs, self.labels, self.counted[None])[0] if method == "emq" else None
         block = max(1, _CELLS_AT_ONCE // ((len(order) + len(order_there)) * self.k**2))
         draws = [generator(seed, "estimate_mix", side) for side in ("images", "calibration")]
         found = []
         for start in range(0, n_boot, block):
             size = min(block, n_boot - start)
             weights = np.concatenate(list(bootstrap_weights(codes, size, draws[0])))
-            weights_there = np.concatenate(list(bootstrap_weights(codes_there, size, draws[1])))
+            weights_there = np.concatenate(list(bootstrap_weights(codes_there, size, draws[1]))) * self.counted[order_there]
             found.append(sorted_data.shares(method, weights, weights_there, fit, value))
         low, high = np.quantile(np.concatenate(found), [0.025, 0.975], axis=0)
-        return low, high
+        sizes = np.bincount(self.codes), np.bincount(self.calibration_codes, weights=self.counted)
+        wider = t_multiplier(min(map(effective_subjects, sizes))) / Z95
+        return (value + wider * (low - value)).clip(0, 1), (value + wider * (high - value)).clip(0, 1)
 
     def fault(self, features: tuple[np.ndarray, np.ndarray] | None, seed: int) -> tuple[str, dict[str, float]]:
         """Why the mix cannot be known, or nothing; and the greatest misfits that were found."""
@@ -370,6 +376,11 @@ class _MixData:
         if len(own) != len(self.probs) or len(theirs) != len(self.kept):
             raise FeatureError(f"{len(own)}, {len(theirs)} rows of features for {len(self.probs)}, {len(self.kept)} images; one each")
         return own, theirs[self.kept]
+
+    @property
+    def counted(self) -> np.ndarray:
+        """What each calibration image counts (N,): no subject decides alone."""
+        return subject_weights(np.bincount(self.calibration_codes))[self.calibration_codes]
 
     @property
     def counts(self) -> list[int]:
