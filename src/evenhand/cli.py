@@ -289,17 +289,21 @@ def audit(
     labels: Annotated[Path | None, typer.Option(help="CSV of generated images read by hand: image, and a column an attribute.")] = None,
     primary: Annotated[list[str] | None, typer.Option(help="Question declared beforehand, such as quality:race.")] = None,
     fail_on: Annotated[list[str] | None, typer.Option(help="Rule such as 'presence:sex>0.05'; exit 3 where it holds.")] = None,
+    utility: Annotated[
+        bool | None, typer.Option("--utility", help="Train classifiers on generated and on real images, test both on held-out real ones.")
+    ] = None,
     force_judge: Annotated[bool | None, typer.Option("--force-judge", help="Allow a judge that guided the model's alignment.")] = None,
     config: Config = None,
     seed: Seed = None,
 ) -> None:
-    """Compare two cohorts by subgroup: presence, quality, semantics."""
+    """Compare two cohorts by subgroup: presence, quality, semantics, utility, copies."""
     from evenhand.audit.run import AuditSettings, audit_several
 
     given = synthetic or []
     settings = AuditSettings.resolve(
         config, real=real, synthetic=given[0] if given else None, out=out, judge=judge or None, encoder=encoder or None,
-        target=target, labels=labels, primary=primary or None, fail_on=fail_on or None, force_judge=force_judge, seed=seed,
+        target=target, labels=labels, primary=primary or None, fail_on=fail_on or None, utility=utility,
+        force_judge=force_judge, seed=seed,
     )  # fmt: skip
     failed = False
     for path, result in audit_several(settings, given[1:]):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,9 @@ def test_tables_cover_columns_and_pairs_and_say_their_basis(audited: tuple[Audit
         ("presence:age_group", "requested"),
         ("presence:sex*age_group", "mixed"),
     }
-    assert len(result.quality) == 3 * 2 * 2  # questions, metrics, encoders
+    metrics = Counter(table.metric for table in result.quality)
+    assert metrics["kid"] == metrics["fid"] == 3 * 2  # questions, encoders
+    assert metrics["precision"] == metrics["coverage"] == metrics["log-is"] == 2  # single attributes, one encoder
     questions = {table.question.removeprefix("semantics:tumour=tumour:") for table in result.semantics}
     assert questions == {"sex", "age_group", "sex*age_group"}
     sex = result.presence[0]
@@ -88,7 +91,7 @@ def test_tables_cover_columns_and_pairs_and_say_their_basis(audited: tuple[Audit
     assert [row.group for row in pair.rows] == ["male x young", "male x old", "female x young", "female x old"]
     for table in result.quality:
         assert table.n <= min(min(row.n_real, row.n_synthetic) for row in table.rows if row.value is not None)
-        assert (table.overall_reference is not None) == (table.metric == "kid")
+        assert (table.overall_reference is not None) == (table.metric in ("kid", "log-is"))
 
 
 def test_copies_of_training_images_are_found_and_shown(
@@ -184,6 +187,26 @@ def test_several_cohorts_share_the_judges_and_a_broken_rule_exits_with_3(
     assert {rule.rule: rule.failed for rule in first.rules} == {"presence:age_group>0.9": False, "presence:sex>-1.0": True}
 
 
+def test_utility_is_measured_where_it_is_asked_for(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    (world / "small.yaml").write_text("".join(f"{key}: {value}\n" for key, value in SMALL.items()))
+    command = ["audit", "--real", str(world / "real"), "--synthetic", str(world / "generated"), "--config", str(world / "small.yaml")]
+    found = CliRunner().invoke(app, [*command, "--utility", "--out", str(world / "useful.json")])
+    assert found.exit_code == 0, found.output
+    result = AuditResult.load(world / "useful.json")
+    questions = {table.question.removeprefix("utility:tumour=tumour:"): table for table in result.utility}
+    assert set(questions) == {"sex", "age_group", "sex*age_group"}
+    sex = questions["sex"]
+    assert sex.n_train_synthetic == 60 and sex.n_train_real == len(Cohort.load(world / "real").split("train"))
+    assert {row.group: row.n for row in sex.rows} == Cohort.load(world / "real").split("val", "test").table["sex"].value_counts().to_dict()
+    assert any(finding.kind == "utility" and "60 generated instead of" in finding.text for finding in result.findings)
+    assert len(list((world / "useful-judges").glob("tumour-*"))) == 2  # the judge is the real-trained one
+    page = write_report([world / "useful.json"], world / "useful.html").read_text()
+    assert "AUC, trained on generated" in page and "Overlap and variety" in page and "ECE, generated" in page
+    flat = write_report([world / "useful.json"], world / "useful.csv", "csv").read_text()
+    assert "utility:tumour=tumour:sex,auc difference" in flat and "fairness:tumour:sex,odds difference" in flat
+
+
 def test_a_guide_may_not_judge_unless_forced(
     audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,5 +245,5 @@ def test_wrong_inputs_are_one_line_errors(world: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         AuditResult.load(world / "absent.json")
     write_json(world / "other.json", {"format": 99})
-    with pytest.raises(UserError, match="not an audit of format 2"):
+    with pytest.raises(UserError, match="not an audit of format 3"):
         AuditResult.load(world / "other.json")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from evenhand.audit.findings import auc, figure, headline_findings, points
 from evenhand.audit.frame import Estimate
@@ -12,6 +13,8 @@ from evenhand.audit.tables import (
     Resampling,
     Sides,
     condition_labels,
+    inception_table,
+    overlap_tables,
     quality_table,
     real_floor,
     semantic_table,
@@ -69,9 +72,27 @@ def test_quality_names_the_worse_group_only_where_intervals_part() -> None:
         table = quality_table(reading(groups, groups, ["male", "female", "other"]), sides, "kid", "net", HOW, primary=True)
         assert table.n == 60 and table.rows[2].reason == "no real images" and table.rows[2].value is None
         assert table.rows[0].reference is not None and table.rows[0].reference.low <= 0 <= table.rows[0].reference.high
-        texts[name] = headline_findings([], [table], [], decide([table], []))[0].text
+        texts[name] = headline_findings([table], decide([table], []))[0].text
     assert "no gap is shown, adjusted p = " in texts["good"]
     assert "images of female lie further" in texts["bad"] and "adjusted p = " in texts["bad"]
+
+
+def test_overlap_and_variety_at_one_n() -> None:
+    rng = np.random.default_rng(3)
+    groups = ["male"] * 80 + ["female"] * 40
+    real, made = rng.normal(size=(120, 4)), rng.normal(size=(120, 4))
+    made[:80] = 0.05 * made[:80] + 6  # far away and all alike
+    sides = Sides(real, made, np.arange(120), np.arange(120))
+    tables = {table.metric: table for table in overlap_tables(reading(groups, groups, ["male", "female", "other"]), sides, "net", HOW)}
+    assert set(tables) == {"precision", "recall", "density", "coverage"} and {table.n for table in tables.values()} == {40}
+    for table in tables.values():
+        male, female, other = table.rows
+        assert male.value == 0 and female.value is not None and female.value > 0.5 and table.worst == "male"
+        assert other.value is None and other.reason == "no real images" and table.direction == "higher" and not table.primary
+    alike, varied = np.full((120, 2), 0.5), np.eye(2)[np.arange(120) % 2]
+    table = inception_table(reading(groups, groups, ["male", "female"]), Sides(varied, alike, *[np.arange(120)] * 2), "judge", HOW)
+    assert table.overall.value == 0 and table.rows[0].reference is not None
+    assert table.rows[0].reference.value == pytest.approx(np.log(2), abs=0.02)
 
 
 def test_the_floor_splits_by_subject_and_needs_enough_images() -> None:
@@ -96,7 +117,7 @@ def test_semantics_takes_labels_from_the_table() -> None:
     female = table.rows[1]
     assert female.value == 1 and female.reference is not None and female.reference.reason == "no labelled images"
     assert values_with_auc(["none", "tumour"]) == ["tumour"] and values_with_auc(["a", "b", "c"]) == ["a", "b", "c"]
-    assert "by sex the same for all groups" in headline_findings([], [], [table])[0].text
+    assert "by sex the same for all groups" in headline_findings([table])[0].text
 
 
 def test_figures_in_words() -> None:

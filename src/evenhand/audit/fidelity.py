@@ -223,6 +223,7 @@ def size_matched(
     seed: int = 0,
     subjects: Any = None,
     min_n: int = MIN_N,
+    at_most: int | None = None,
 ) -> SubgroupFrame:
     """A metric by group, every group at one n: a distance of few images is larger than that of many though both are perfect.
 
@@ -239,6 +240,7 @@ def size_matched(
         metric: (real, synthetic) -> float, or "kid" or "frechet".
         subjects: as in ``kernel_distance``.
         min_n: a group with fewer images on a side is ``insufficient`` and does not set the common n.
+        at_most: the common n is no larger; for metrics whose cost grows faster than n.
 
     Returns:
         The frame; n is the common n, the columns n_real and n_synthetic hold what each group has. ``overall`` is the metric of all
@@ -255,6 +257,7 @@ def size_matched(
     reasons = {name: _fault(rows[name], codes, min_n) for name in names}
     eligible = [min(sizes[name]) for name in names if not reasons[name]]
     common = min(eligible, default=min(len(x), len(y)))
+    common = common if at_most is None else min(common, at_most)
 
     def cell(side_x: np.ndarray, side_y: np.ndarray, name: str) -> Estimate:
         return _at_size(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from evenhand.audit.result import (
     CohortFacts,
@@ -15,30 +16,35 @@ from evenhand.audit.result import (
     PresenceTable,
     QualityTable,
     SemanticTable,
+    UtilityTable,
 )
 
 VISIBLE_AUC = 0.7
+_Asked = TypeVar("_Asked", SemanticTable, UtilityTable)
 _BASIS = {"requested": "as requested", "judge": "by the judge, corrected", "mixed": "as requested, else by the judge, corrected"}
 
 
 def headline_findings(
-    presence: list[PresenceTable],
-    quality: list[QualityTable],
-    semantics: list[SemanticTable],
-    decisions: Sequence[Decision] = (),
-    memorization: Memorization | None = None,
+    tables: Sequence[object], decisions: Sequence[Decision] = (), memorization: Memorization | None = None
 ) -> list[Finding]:
     """One sentence a question about single columns, and about intersections where a gap stands; all else is in the tables."""
     verdicts = {decision.question: decision for decision in decisions}
-    found = [presence_finding(table) for table in presence if len(table.by) == 1]
-    for table in quality:
-        verdict = verdicts.get(table.question)
-        if table.metric == "kid" and table.primary and (len(table.by) == 1 or (verdict is not None and verdict.flagged)):
-            found.append(quality_finding(table, verdict))
-    single = [table for table in semantics if len(table.by) == 1]
-    for condition in dict.fromkeys((table.condition, table.value) for table in single):
-        found.append(semantic_finding([table for table in single if (table.condition, table.value) == condition]))
+    found = [presence_finding(table) for table in tables if isinstance(table, PresenceTable) and len(table.by) == 1]
+    for table in tables:
+        if isinstance(table, QualityTable) and table.metric == "kid" and table.primary:
+            verdict = verdicts.get(table.question)
+            if len(table.by) == 1 or (verdict is not None and verdict.flagged):
+                found.append(quality_finding(table, verdict))
+    found += [semantic_finding(part) for part in _by_condition([table for table in tables if isinstance(table, SemanticTable)])]
+    found += [utility_finding(part) for part in _by_condition([table for table in tables if isinstance(table, UtilityTable)])]
     return found + ([copy_finding(memorization)] if memorization and memorization.tables else [])
+
+
+def _by_condition(tables: list[_Asked]) -> list[list[_Asked]]:
+    """Tables of single columns, those of one condition and value together."""
+    single = [table for table in tables if len(table.by) == 1]
+    asked = dict.fromkeys((table.condition, table.value) for table in single)
+    return [[table for table in single if (table.condition, table.value) == key] for key in asked]
 
 
 def presence_finding(table: PresenceTable) -> Finding:
@@ -70,7 +76,8 @@ def quality_finding(table: QualityTable, verdict: Decision | None) -> Finding:
         reason = next((f"{row.group}: {row.reason}" for row in table.rows if row.reason), "too few images or subjects")
         text = f"Quality by {name}: fewer than two groups can be {'measured' if len(shown) < 2 else 'tested'} ({reason})."
         return Finding(question=table.question, kind="quality", text=text)
-    worst, best = max(shown, key=_value), min(shown, key=_value)
+    worst = next((row for row in shown if row.group == table.worst), max(shown, key=_value))
+    best = min((row for row in shown if row is not worst), key=_value)
     tested = f"{'declared test' if verdict.primary else 'adjusted'} p = {probability(verdict.p_adjusted)}"
     if verdict.flagged:
         text = (
@@ -98,6 +105,24 @@ def semantic_finding(tables: list[SemanticTable]) -> Finding:
             least = f"least for {worst.group} ({auc(worst)}, gap {table.gap:.2f})" if table.gap >= 0.005 else "the same for all groups"
             text += f"; by {table.by[0]} {least}"
     return Finding(question=first.question, kind="semantics", text=text + ".")
+
+
+def utility_finding(tables: list[UtilityTable]) -> Finding:
+    """What a classifier loses by training on generated images instead of real ones, and which group loses most."""
+    first = tables[0]
+    label = f"{first.condition} = {first.value}"
+    if first.overall.value is None:
+        return Finding(question=first.question, kind="utility", text=f"Utility for {label}: undefined ({first.overall.reason}).")
+    text = (
+        f"Utility for {label}: trained on {first.n_train_synthetic} generated instead of {first.n_train_real} real images, a classifier's "
+        f"AUC on held-out real images differs by {signed(first.overall)}"
+    )
+    for table in tables:
+        shown = [row for row in table.rows if row.value is not None]
+        if len(shown) > 1 and table.gap is not None and table.gap >= 0.005:
+            worst = min(shown, key=_value)
+            text += f"; by {table.by[0]} worst for {worst.group} ({signed(worst)})"
+    return Finding(question=first.question, kind="utility", text=text + ".")
 
 
 def copy_finding(memorization: Memorization) -> Finding:
@@ -132,7 +157,7 @@ def caveats(
     encoders: Sequence[EncoderFacts],
     presence: Sequence[PresenceTable],
     unjudged: dict[str, str],
-    uncopied: str = "",
+    refused: Sequence[str] = (),
 ) -> list[Finding]:
     """What limits this audit, each where it applies."""
     notes = []
@@ -150,7 +175,7 @@ def caveats(
             seen = f"reaches AUC {judge.auc:.2f} on held-out real images"
             notes.append(f"The judge of {judge.target} {seen}: pixels hardly tell what it reads.")
     notes += [f"{column}: {reason}." for column, reason in unjudged.items()]
-    notes += [f"{uncopied[0].upper()}{uncopied[1:]}."] if uncopied else []
+    notes += [f"{text[0].upper()}{text[1:]}." for text in refused]
     if real_rows == "all":
         notes.append(
             f"Too few real images are held out: all {n_real} were compared, those that trained the judges among them. "
@@ -188,6 +213,14 @@ def auc(cell: object) -> str:
     if low is None or high is None:
         return f"{value:.{places}f}"
     return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+
+
+def signed(cell: object) -> str:
+    """``-0.04 [-0.08, +0.01]``."""
+    value, low, high = (getattr(cell, name) for name in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    return f"{value:+.2f}" + ("" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
 def figure(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from evenhand.audit.readings import stated
@@ -54,9 +54,7 @@ def guides_of(cohort: Cohort) -> set[str]:
     return {str(guide["sha256"] if isinstance(guide, dict) else guide) for note in notes for guide in note.get("guides") or []}
 
 
-def gather_judges(
-    real: Cohort, synthetic: Cohort, given: list[Path], folder: Path, *, arch: str, epochs: float, seed: int, force: bool = False
-) -> Judges:
+def gather_judges(real: Cohort, synthetic: Cohort, given: list[Path], folder: Path, recipe: Recipe, *, force: bool = False) -> Judges:
     """Load the judges given; train the others that this audit needs into ``folder``, or reuse those made there from the same cohort.
 
     Needed are a judge for every condition that the generated images state (to see whether they show it), and for every attribute
@@ -89,18 +87,27 @@ def gather_judges(
         if present < 2:
             unjudged[target] = f"no judge can be trained: {present} known group in the real cohort's training split"
             continue
-        judges[target] = _trained(real, target, folder, arch, epochs, seed)
+        judges[target] = trained_classifier(real, target, folder, recipe)
         trained.add(target)
     return Judges(judges, trained, unjudged, guides)
 
 
-def _trained(real: Cohort, target: str, folder: Path, arch: str, epochs: float, seed: int) -> Classifier:
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained for an audit."""
+
+    arch: str
+    epochs: float
+    seed: int
+
+
+def trained_classifier(cohort: Cohort, target: str, folder: Path, recipe: Recipe, rows: str = "train") -> Classifier:
     """The name holds what it was made from: another cohort, seed or length makes another folder, and nothing is overwritten."""
-    made_of = f"{arch} {epochs:g} {seed} {cohort_hash(real)}"
+    made_of = f"{recipe.arch} {recipe.epochs:g} {recipe.seed} {cohort_hash(cohort)}"
     out = folder / f"{target}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
     state = processes()
     if state.is_main_process and not out.is_dir():
-        facts = {"cohort": real.root, "target": target, "out": out, "arch": arch, "epochs": epochs, "seed": seed}
+        facts = {"cohort": cohort.root, "target": target, "out": out, "rows": rows, **asdict(recipe)}
         train_classifier(ClassifierSettings.model_validate(facts))
     state.wait_for_everyone()
     return Classifier.load(out)

@@ -71,9 +71,10 @@ def cross(readings: Sequence[Reading]) -> Reading:
     return Reading(tuple(name for r in readings for name in r.by), _categorical(real, names), _categorical(synthetic, names), basis)
 
 
-def with_pairs(readings: Mapping[str, Reading]) -> list[Reading]:
-    """Every reading, then every pair of them."""
-    return [*readings.values(), *(cross(pair) for pair in itertools.combinations(readings.values(), 2))]
+def with_intersections(readings: Mapping[str, Reading], most: int = 2) -> list[Reading]:
+    """Every reading, then every intersection of two to ``most`` of them."""
+    crossed = (cross(part) for size in range(2, most + 1) for part in itertools.combinations(readings.values(), size))
+    return [*readings.values(), *crossed]
 
 
 def _categorical(values: pd.Series, names: Sequence[str]) -> pd.Series:

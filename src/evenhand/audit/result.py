@@ -12,7 +12,7 @@ from evenhand.audit.frame import Estimate
 from evenhand.core.artifacts import read_json, write_json
 from evenhand.core.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 Basis = Literal["requested", "judge", "mixed", "none"]
 
 
@@ -82,16 +82,22 @@ class GroupRow(Cell):
     reference: Cell | None = None
 
 
+QUALITY = Literal["kid", "fid", "precision", "recall", "density", "coverage", "log-is"]
+
+
 class QualityTable(_Part):
-    """A distance by subgroup at one common n. ``reference`` is the same distance between two halves of the real images."""
+    """A distance, or another view of quality, by subgroup at one common n.
+
+    ``reference`` is for the kernel distance the same between two halves of the real images, for log-IS that of the real images.
+    """
 
     question: str
     by: list[str]
     basis: Basis
-    metric: Literal["kid", "fid"]
+    metric: QUALITY
     primary: bool
     encoder: str
-    direction: Literal["lower"] = "lower"
+    direction: Literal["lower", "higher"] = "lower"
     n: int
     overall: Cell
     overall_reference: Cell | None
@@ -119,6 +125,62 @@ class SemanticTable(_Part):
     worst: str | None
     es_reference: float | None = None  # equity-scaled AUC as published; see the report's warnings
     es_macro: float | None = None
+
+
+class FairnessRow(_Part):
+    """How far a judge's probabilities can be taken at their word in one group, on generated images and on real ones.
+
+    ``ece`` is corrected for the number of images.
+    """
+
+    group: str
+    ece: Cell
+    ece_real: Cell
+    brier: Cell
+    brier_real: Cell
+
+
+class FairnessTable(_Part):
+    """The judge's answers on a condition, by subgroup: calibration, and how far groups differ in what is predicted.
+
+    ``parity``: largest difference of predicted shares; ``odds``: of true or false positive rates. None where a group has no rate.
+    """
+
+    question: str
+    condition: str
+    by: list[str]
+    basis: Basis
+    parity: float | None
+    odds: float | None
+    parity_real: float | None
+    odds_real: float | None
+    rows: list[FairnessRow]
+
+
+class UtilityRow(GroupRow):
+    """AUC trained on generated images less AUC trained on real ones, and both of these."""
+
+    real_trained: float | None
+    synthetic_trained: float | None
+
+
+class UtilityTable(_Part):
+    """Train on generated images, test on real ones, against train on real: the difference of AUC by subgroup of the real test images."""
+
+    question: str
+    condition: str
+    value: str
+    by: list[str]
+    basis: Basis
+    metric: Literal["auc difference"] = "auc difference"
+    direction: Literal["higher"] = "higher"
+    n_train_real: int
+    n_train_synthetic: int
+    overall: Cell
+    overall_reference: None = None
+    rows: list[UtilityRow]
+    gap: float | None
+    worst: str | None
 
 
 class CopyTable(_Part):
@@ -184,7 +246,7 @@ class Finding(_Part):
 
     question: str
     text: str
-    kind: Literal["presence", "quality", "semantics", "memorization", "caveat"]
+    kind: Literal["presence", "quality", "semantics", "utility", "memorization", "caveat"]
 
 
 class CohortFacts(_Part):
@@ -244,6 +306,8 @@ class AuditResult(_Part):
     presence: list[PresenceTable]
     quality: list[QualityTable]
     semantics: list[SemanticTable]
+    fairness: list[FairnessTable] = []
+    utility: list[UtilityTable] = []
     memorization: Memorization | None = None
     decisions: list[Decision] = []
     rules: list[RuleOutcome] = []

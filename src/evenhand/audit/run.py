@@ -2,78 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from pydantic import Field
 
-from evenhand.audit.copying import TRAIN_AT_MOST, memorization_chapter
+from evenhand.audit.chapters import (
+    Compared,
+    copies_chapter,
+    fairness_chapter,
+    presence_chapter,
+    quality_chapter,
+    recipe,
+    semantics_chapter,
+    utility_chapter,
+)
 from evenhand.audit.decisions import Question, Rule, parse_question, parse_rule
 from evenhand.audit.findings import caveats, headline_findings
-from evenhand.audit.intervals import FeatureError
-from evenhand.audit.judges import Judges, cohort_hash, gather_judges
-from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
-from evenhand.audit.readings import Reading, hand_labels, judged, per_image_table, read_column, stated, with_pairs
-from evenhand.audit.result import AuditResult, CohortFacts, EncoderFacts, Memorization, PresenceTable, QualityTable, SemanticTable
-from evenhand.audit.tables import Resampling, Sides, condition_labels, quality_table, semantic_table, values_with_auc
-from evenhand.audit.verdicts import Table, check_rules, decide
+from evenhand.audit.judges import cohort_hash, gather_judges
+from evenhand.audit.readings import Reading, per_image_table, read_column, stated
+from evenhand.audit.result import AuditResult, CohortFacts
+from evenhand.audit.settings import AuditSettings
+from evenhand.audit.verdicts import check_rules, decide
 from evenhand.cohorts.cohort import Cohort, write_table
 from evenhand.core.artifacts import claim, provenance
-from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
-from evenhand.core.groups import parse_mix
 from evenhand.engine.devices import processes
-from evenhand.engine.features import cohort_features, cohort_predictions
-from evenhand.models.classifiers import Classifier
-from evenhand.models.encoders import Encoder
+from evenhand.engine.features import cohort_predictions
 
-
-class AuditSettings(Settings):
-    """Settings of ``evenhand audit``."""
-
-    real: Path
-    synthetic: Path
-    out: Path
-    judge: list[Path] | None = Field(None, description="classifier folders; default: trained on the real cohort's training split")
-    encoder: list[Path] | None = Field(None, description="vision model or classifier folders, the first is primary; default: judges")
-    target: str | None = Field(None, description="mix that presence is held against, 'sex=male:0.5,female:0.5'; default: the real cohort's")
-    labels: Path | None = Field(None, description="CSV with a column image and one an attribute: some generated images read by hand")
-    primary: list[str] = Field([], description="questions declared beforehand, such as 'quality:race'; all others are adjusted apart")
-    fail_on: list[str] = Field([], description="rules such as 'presence:sex>0.05' that make the command exit with 3")
-    copies: bool = Field(True, description="look for copies of the real cohort's training images")
-    force_judge: bool = Field(False, description="let a classifier judge that guided the model's alignment; the report says so")
-    judge_arch: str = "resnet"
-    judge_epochs: float = Field(8, gt=0)
-    batch_size: int = Field(64, ge=1)
-    repeats: int = Field(20, ge=1, description="subsamples averaged in a size-matched distance")
-    n_boot: int = Field(1000, ge=100, description="bootstrap samples of subjects")
-    min_n: int = Field(20, ge=2, description="a group with fewer images is insufficient")
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """Both sides as they are compared: the real rows chosen, all generated ones, and what the judges say of them."""
-
-    real: Cohort
-    synthetic: Cohort
-    scores: dict[str, dict[str, np.ndarray]]
-    judges: Judges
-
-    def judgement(self, column: str) -> pd.Series | None:
-        """The judge's reading of generated images, where there is a judge."""
-        values = self.scores["synthetic"].get(column)
-        return None if values is None else judged(values, self.judges.by_target[column].groups)
-
-    def subjects(self, side: str) -> np.ndarray:
-        """Subject ids; a generated image without one is a subject of its own."""
-        cohort = self.real if side == "real" else self.synthetic
-        return cohort.table["subject_id"].astype(object).to_numpy()
+__all__ = ["AuditSettings", "audit_cohorts", "audit_several"]
 
 
 @dataclass(frozen=True)
@@ -105,21 +65,15 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
     declared = _Declared.of(settings, real)
     compared_real, real_rows = _held_out(real, settings.min_n)
     with _claimed(settings.out) as folder:
-        judges = gather_judges(
-            real, synthetic, settings.judge or [], folder,
-            arch=settings.judge_arch, epochs=settings.judge_epochs, seed=settings.seed, force=settings.force_judge,
-        )  # fmt: skip
+        judges = gather_judges(real, synthetic, settings.judge or [], folder, recipe(settings), force=settings.force_judge)
         scores = {
             side: {name: cohort_predictions(judge, cohort, batch_size=settings.batch_size) for name, judge in judges.by_target.items()}
             for side, cohort in (("real", compared_real), ("synthetic", synthetic))
         }
-        compared = _Compared(compared_real, synthetic, scores, judges)
+        compared = Compared(compared_real, synthetic, scores, judges)
         readings = {name: read_column(compared_real, synthetic, name, compared.judgement(name)) for name in real.schema.attributes}
-        presence = _presence(real, compared, readings, settings)
-        quality, encoders = _quality(compared, readings, settings)
-        semantics = _semantics(compared, readings, settings)
-        copies = _memorization(real, real_rows, compared, readings, settings)
-        result = _result(settings, declared, (real, real_rows), compared, presence, quality, encoders, semantics, copies)
+        found = _chapters(settings, real, real_rows, compared, readings, folder)
+        result = _result(settings, declared, (real, real_rows), compared, found)
         if processes().is_main_process:
             sides = {"real": compared_real, "synthetic": synthetic}
             groups = {name: judge.groups for name, judge in judges.by_target.items()}
@@ -177,139 +131,46 @@ def _held_out(real: Cohort, min_n: int) -> tuple[Cohort, Any]:
     return (held_out, "val+test") if len(held_out) >= 2 * min_n else (real, "all")
 
 
-def _presence(real: Cohort, compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[PresenceTable]:
-    """By column and pair, as used; where a column is requested and has a judge, also by the judge: what was asked is not yet shown."""
-    mix = parse_mix(settings.target, compared.real.schema.attributes) if settings.target else None
-    data = PresenceData(
-        compared.real, compared.synthetic, _calibrating(compared), _judged_columns(compared, settings),
-        hand_labels(settings.labels, compared.synthetic) if settings.labels else {}, settings.n_boot, settings.seed,
-    )  # fmt: skip
-    whole = {name: read_column(real, compared.synthetic, name, compared.judgement(name)) for name in readings}
-    targets = {reading.by: target_shares(reading, mix) for reading in with_pairs(whole)}
-    tables = [presence_table(reading, *targets[reading.by], data) for reading in with_pairs(readings)]
-    for name, reading in readings.items():
-        if reading.basis in ("requested", "mixed") and name in compared.judges.by_target:
-            shown = read_column(compared.real, compared.synthetic, name, compared.judgement(name), prefer_judge=True)
-            tables.append(presence_table(shown, *targets[shown.by], data, judge_only=True))
-    return tables
+@dataclass(frozen=True)
+class _Chapters:
+    """What was found, as fields of the result; and what was not looked at, and why."""
+
+    parts: dict[str, Any]
+    refused: list[str]
+
+    @property
+    def tables(self) -> list[Any]:
+        """All tables that answer a question."""
+        memorization = self.parts["memorization"]
+        copies = memorization.tables if memorization else []
+        return [*self.parts["presence"], *self.parts["quality"], *self.parts["semantics"], *self.parts["utility"], *copies]
 
 
-def _calibrating(compared: _Compared) -> np.ndarray:
-    """Which real images tell the judges' errors: those of the training split trained them."""
-    table = compared.real.table
-    return (table["split"] != "train").to_numpy() if "split" in table else np.ones(len(table), dtype=bool)
-
-
-def _judged_columns(compared: _Compared, settings: AuditSettings) -> dict[str, JudgedColumn]:
-    def features(judge: Classifier) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-        def made() -> tuple[np.ndarray, np.ndarray]:
-            encoder, sides = Encoder.load(judge.path), (compared.real, compared.synthetic)
-            real, synthetic = (cohort_features(encoder, side, batch_size=settings.batch_size) for side in sides)
-            return real, synthetic
-
-        return made
-
-    return {
-        name: JudgedColumn(list(judge.groups), compared.scores["real"][name], compared.scores["synthetic"][name], features(judge))
-        for name, judge in compared.judges.by_target.items()
+def _chapters(
+    settings: AuditSettings, real: Cohort, real_rows: str, compared: Compared, readings: dict[str, Reading], folder: Path
+) -> _Chapters:
+    quality, encoders = quality_chapter(compared, readings, settings)
+    utility, useless = utility_chapter(real, real_rows, compared, readings, settings, folder)
+    memorization, uncopied = copies_chapter(real, real_rows, compared, readings, settings)
+    parts = {
+        "presence": presence_chapter(real, compared, readings, settings),
+        "quality": quality,
+        "encoders": encoders,
+        "semantics": semantics_chapter(compared, readings, settings),
+        "fairness": fairness_chapter(compared, readings, settings),
+        "utility": utility,
+        "memorization": memorization,
     }
+    return _Chapters(parts, [*useless, *([uncopied] if uncopied else [])])
 
 
-def _quality(compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> tuple[list[QualityTable], list[EncoderFacts]]:
-    tables: list[QualityTable] = []
-    facts = []
-    for place, path in enumerate(settings.encoder or _default_encoders(compared)):
-        encoder = Encoder.load(path)
-        real, synthetic = (cohort_features(encoder, side, batch_size=settings.batch_size) for side in (compared.real, compared.synthetic))
-        facts.append(
-            EncoderFacts(
-                path=str(path),
-                name=encoder.name,
-                dim=real.shape[1],
-                sha256=encoder.sha256,
-                features_real=len(real),
-                features_synthetic=len(synthetic),
-            )
-        )
-        sides = Sides(real, synthetic, compared.subjects("real"), compared.subjects("synthetic"))
-        for reading in with_pairs(readings):
-            try:
-                tables += [
-                    quality_table(reading, sides, metric, encoder.name, _resampling(settings), primary=place == 0)
-                    for metric in ("kid", "fid")
-                ]
-            except FeatureError as error:
-                raise UserError(f"--encoder {path}: {error}") from None
-    return tables, facts
-
-
-def _default_encoders(compared: _Compared) -> list[Path]:
-    """A judge of a condition and one of an attribute, where there are both: fitted on real images, to what such a picture shows."""
-    judges, schema = compared.judges.by_target, compared.real.schema
-    kinds = ([name for name in names if name in judges][:1] for names in (schema.conditions, schema.attributes))
-    found = [judges[name].path for names in kinds for name in names]
-    if not found:
-        raise UserError(f"{compared.real.root}: no judge could be trained to serve as encoder; give --encoder with a vision model folder")
-    return found
-
-
-def _semantics(compared: _Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[SemanticTable]:
-    tables = []
-    for condition in compared.real.schema.conditions:
-        judge = compared.judges.by_target.get(condition)
-        asked, true = stated(compared.synthetic, condition), stated(compared.real, condition)
-        if judge is None or asked.isna().all():
-            continue
-        for value in values_with_auc(judge.groups):
-            sides = [
-                (compared.scores[side][condition][:, judge.groups.index(value)], condition_labels(labels, value), compared.subjects(side))
-                for side, labels in (("real", true), ("synthetic", asked))
-            ]
-            for reading in with_pairs(readings):
-                tables.append(semantic_table(reading, condition, value, sides[0], sides[1], _resampling(settings)))
-    return tables
-
-
-def _memorization(
-    real: Cohort, real_rows: str, compared: _Compared, readings: dict[str, Reading], settings: AuditSettings
-) -> tuple[Memorization | None, str]:
-    """Copies of the real training split, or why they were not looked for."""
-    train = real.split("train")
-    if not settings.copies:
-        return None, ""
-    if real_rows == "all" or len(train) == 0:
-        return None, "copies: training images cannot be told from held-out ones in this real cohort, so none were looked for"
-    if len(train) > TRAIN_AT_MOST:
-        train = train.subset(np.arange(len(train)) < TRAIN_AT_MOST)
-    encoder = Encoder.load((settings.encoder or _default_encoders(compared))[0])
-    features = [cohort_features(encoder, side, batch_size=settings.batch_size) for side in (train, compared.synthetic)]
-    found = memorization_chapter(train, compared.real, compared.synthetic, with_pairs(readings), (features[0], features[1]))
-    return (None, f"copies: {found}") if isinstance(found, str) else (found, "")
-
-
-def _resampling(settings: AuditSettings) -> Resampling:
-    return Resampling(settings.repeats, settings.n_boot, settings.min_n, settings.seed)
-
-
-def _result(
-    settings: AuditSettings,
-    declared: _Declared,
-    real: tuple[Cohort, Any],
-    compared: _Compared,
-    presence: list[PresenceTable],
-    quality: list[QualityTable],
-    encoders: list[EncoderFacts],
-    semantics: list[SemanticTable],
-    copies: tuple[Memorization | None, str],
-) -> AuditResult:
+def _result(settings: AuditSettings, declared: _Declared, real: tuple[Cohort, Any], compared: Compared, found: _Chapters) -> AuditResult:
     facts = (_cohort_facts(real[0]), _cohort_facts(compared.synthetic))
-    judges = compared.judges.facts
+    judges, parts = compared.judges.facts, found.parts
     unjudged = dict(compared.judges.unjudged)
     unjudged |= dict.fromkeys(_silent_conditions(compared), "its values are not stated in the generated cohort")
-    memorization, uncopied = copies
-    limits = caveats(*facts, real[1], len(compared.real), judges, encoders, presence, unjudged, uncopied)
-    tables: list[Table] = [*presence, *quality, *semantics, *(memorization.tables if memorization else [])]
-    decisions = decide(tables, declared.primary)
+    limits = caveats(*facts, real[1], len(compared.real), judges, parts["encoders"], parts["presence"], unjudged, found.refused)
+    decisions = decide(found.tables, declared.primary)
     return AuditResult(
         real=facts[0],
         synthetic=facts[1],
@@ -318,19 +179,15 @@ def _result(
         seeds={"audit": settings.seed},
         settings=settings.model_dump(mode="json"),
         judges=judges,
-        encoders=encoders,
-        presence=presence,
-        quality=quality,
-        semantics=semantics,
-        memorization=memorization,
+        **parts,
         decisions=decisions,
-        rules=check_rules(declared.rules, tables),
-        findings=[*headline_findings(presence, quality, semantics, decisions, memorization), *limits],
+        rules=check_rules(declared.rules, found.tables),
+        findings=[*headline_findings(found.tables, decisions, parts["memorization"]), *limits],
         provenance=provenance(),
     )
 
 
-def _silent_conditions(compared: _Compared) -> list[str]:
+def _silent_conditions(compared: Compared) -> list[str]:
     return [name for name in compared.real.schema.conditions if stated(compared.synthetic, name).isna().all()]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,14 @@ from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matc
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.gaps import quality_gap
 from evenhand.audit.intervals import FeatureError, subject_codes
+from evenhand.audit.manifold import MANIFOLD_METRICS, NEIGHBOURS, Manifold, log_inception_score, manifold_metrics
 from evenhand.audit.readings import Reading
 from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticTable, number
 from evenhand.audit.semantics import group_auc
 from evenhand.core.randomness import generator
+
+OVERLAP = tuple(MANIFOLD_METRICS)
+_OVERLAP_AT_MOST = 300  # images a side and group
 
 
 @dataclass(frozen=True)
@@ -54,19 +59,71 @@ def quality_table(
         sides.real, sides.synthetic, reading.real, reading.synthetic, "kid" if metric == "kid" else "frechet",
         repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n,
     )  # fmt: skip
-    floors, p, effect = {}, math.nan, math.nan
+    floors, p, effect, worst = {}, math.nan, math.nan, None
     if metric == "kid":
         tested = quality_gap(
             sides.real, sides.synthetic, reading.real, reading.synthetic, subjects=sides.subjects, seed=how.seed, min_n=how.min_n
         )
-        p, effect = tested.p_value, tested.effect
+        p, effect, worst = tested.p_value, tested.effect, tested.worst
         floors = {name: real_floor(sides, (reading.real == name).to_numpy(), how) for name in frame.by_group.index}
     return QualityTable(
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=primary, encoder=encoder,
         n=frame.overall.n, overall=Cell.of(whole_distance(sides, metric, frame)),
         overall_reference=real_floor(sides, np.ones(len(sides.real), dtype=bool), how) if metric == "kid" else None,
-        rows=_rows(frame, floors, reading), gap=number(frame.gap), worst=_name(frame.worst),
+        rows=group_rows(frame, floors, reading), gap=number(frame.gap), worst=_name(frame.worst if worst is None else worst),
         p_value=number(p), effect=number(effect),
+    )  # fmt: skip
+
+
+def overlap_tables(reading: Reading, sides: Sides, encoder: str, how: Resampling) -> list[QualityTable]:
+    """Precision, recall, density and coverage by subgroup, at one n of a few hundred at most: they need no more to be told."""
+    manifolds = _Manifolds()
+    found = []
+    for name in OVERLAP:
+        frame = size_matched(
+            sides.real, sides.synthetic, reading.real, reading.synthetic, manifolds.metric(name), higher_is_better=True,
+            repeats=min(how.repeats, 5), seed=how.seed, subjects=sides.subjects, min_n=how.min_n, at_most=_OVERLAP_AT_MOST,
+        )  # fmt: skip
+        found.append(_view(reading, frame, name, encoder, {}, None))
+    return found
+
+
+class _Manifolds:
+    """The four values of one pair of samples at once: each metric is asked for the same samples."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Manifold] = {}
+
+    def metric(self, name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+        def measured(real: np.ndarray, synthetic: np.ndarray) -> float:
+            if min(len(real), len(synthetic)) <= NEIGHBOURS:
+                return math.nan
+            key = hashlib.blake2b(real.tobytes() + synthetic.tobytes(), digest_size=16).digest()
+            if key not in self._known:
+                self._known[key] = manifold_metrics(real, synthetic)
+            return float(getattr(self._known[key], name))
+
+        return measured
+
+
+def inception_table(reading: Reading, probabilities: Sides, judge: str, how: Resampling) -> QualityTable:
+    """Logarithm of the inception score by subgroup, by a judge's class probabilities; beside it that of the real images."""
+    found, beside = (
+        size_matched(
+            probabilities.real, probabilities.synthetic, reading.real, reading.synthetic, score, higher_is_better=True,
+            repeats=how.repeats, seed=how.seed, subjects=probabilities.subjects, min_n=how.min_n,
+        )
+        for score in (lambda _, made: log_inception_score(made), lambda real, _: log_inception_score(real))
+    )  # fmt: skip
+    cells = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in beside.by_group.iterrows()}
+    return _view(reading, found, "log-is", judge, cells, Cell.of(beside.overall))
+
+
+def _view(reading: Reading, frame: SubgroupFrame, metric: Any, encoder: str, beside: dict, overall: Cell | None) -> QualityTable:
+    return QualityTable(
+        question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=False, encoder=encoder,
+        direction="higher", n=frame.overall.n, overall=Cell.of(frame.overall, "" if frame.overall.defined else "too few images"),
+        overall_reference=overall, rows=group_rows(frame, beside, reading), gap=number(frame.gap), worst=_name(frame.worst),
     )  # fmt: skip
 
 
@@ -110,13 +167,14 @@ def semantic_table(
         by=list(reading.by), basis=reading.basis,
         overall=Cell.of(found.overall, "" if found.overall.defined else "one class only or no labelled images"),
         overall_reference=Cell.of(reference.overall, "" if reference.overall.defined else "one class only or no labelled images"),
-        rows=_rows(found, beside, reading), gap=number(found.gap), worst=_name(found.worst),
+        rows=group_rows(found, beside, reading), gap=number(found.gap), worst=_name(found.worst),
         es_reference=number(equity_scaled(found.overall.value, found, higher_is_better=True)),
         es_macro=number(equity_scaled(found.overall.value, found, higher_is_better=True, form="macro")),
     )  # fmt: skip
 
 
-def _rows(frame: SubgroupFrame, beside: dict, reading: Reading) -> list[GroupRow]:
+def group_rows(frame: SubgroupFrame, beside: dict, reading: Reading) -> list[GroupRow]:
+    """A frame's groups with their sizes on both sides, and what stands ``beside`` each."""
     real, synthetic = reading.real.value_counts(), reading.synthetic.value_counts()
     return [
         GroupRow(

@@ -11,16 +11,26 @@ from scipy.stats import chi2
 
 from evenhand.audit.decisions import Question, Rule, benjamini_hochberg, holm, parse_question
 from evenhand.audit.intervals import Z95
-from evenhand.audit.result import CopyTable, Decision, GroupRow, PresenceTable, QualityTable, RuleOutcome, SemanticTable, number
+from evenhand.audit.result import (
+    CopyTable,
+    Decision,
+    GroupRow,
+    PresenceTable,
+    QualityTable,
+    RuleOutcome,
+    SemanticTable,
+    UtilityTable,
+    number,
+)
 
 ALPHA = 0.05
-Table = PresenceTable | QualityTable | SemanticTable | CopyTable
+Table = PresenceTable | QualityTable | SemanticTable | UtilityTable | CopyTable
 
 
 def decide(tables: Sequence[Table], primary: Sequence[Question]) -> list[Decision]:
     """One decision a question that can be tested: declared ones adjusted by Holm among themselves, the rest by Benjamini-Hochberg.
 
-    Presence is tested against its target, quality by ``quality_gap``, semantics and memorisation for equal values in all groups.
+    Presence is tested against its target, quality by ``quality_gap``, semantics, utility and memorisation for equal values in all groups.
     """
     asked = [table for table in tables if decisive(table)]
     p_values = np.array([math.nan if (p := p_value(table)) is None else p for table in asked])
@@ -47,7 +57,7 @@ def p_value(table: Table) -> float | None:
     """Probability of so large a gap were there none; None where it is not tested."""
     if isinstance(table, QualityTable):
         return table.p_value
-    if isinstance(table, SemanticTable | CopyTable):
+    if isinstance(table, SemanticTable | UtilityTable | CopyTable):
         return equal_values_p(table.rows)
     return target_p(table)
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class ClassifierSettings(Settings):
     target: str
     out: Path
     arch: str = "resnet"
+    rows: Literal["train", "all"] = Field("train", description="what is trained on; 'all', as of generated images, holds nothing out")
     epochs: float = Field(8, gt=0)
     steps: int | None = Field(None, ge=1, description="overrides epochs")
     batch_size: int = Field(32, ge=2)
@@ -164,11 +165,11 @@ def train_classifier(settings: ClassifierSettings) -> Classifier:
     cohort = Cohort.load(settings.cohort)
     groups = cohort.require_column(settings.target)
     labelled = cohort.subset(known(cohort.table, [settings.target]))
-    train = labelled.split("train")
+    train = _rows(labelled, settings)
     present = [group for group in groups if (train.table[settings.target] == group).any()]
     if len(present) < 2:
-        found = present[0] if present else "none"
-        raise UserError(f"{settings.cohort}: {settings.target} has one group only in the training split ({found}); nothing to tell apart")
+        found, where = present[0] if present else "none", "the training split" if settings.rows == "train" else "the cohort"
+        raise UserError(f"{settings.cohort}: {settings.target} has one group only in {where} ({found}); nothing to tell apart")
     side = max(cohort.schema.image_size, _SMALL)
     labels = {"num_labels": len(groups), "id2label": dict(enumerate(groups)), "label2id": {g: i for i, g in enumerate(groups)}}
     with seeded(settings.seed, f"classifier-{settings.target}"):
@@ -181,6 +182,10 @@ def train_classifier(settings: ClassifierSettings) -> Classifier:
         preprocessing.save(folder)
         write_json(folder / CALIBRATION_FILE, facts)
     return Classifier.load(settings.out)
+
+
+def _rows(cohort: Cohort, settings: ClassifierSettings) -> Cohort:
+    return cohort.split("train") if settings.rows == "train" else cohort
 
 
 def _fit(model: torch.nn.Module, preprocessing: Preprocessing, train: Cohort, groups: list[str], settings: ClassifierSettings) -> None:
@@ -240,10 +245,11 @@ def _raw_logits(model: torch.nn.Module, preprocessing: Preprocessing, cohort: Co
 def _held_out_facts(
     model: torch.nn.Module, preprocessing: Preprocessing, labelled: Cohort, groups: list[str], settings: ClassifierSettings
 ) -> dict[str, Any]:
-    val, test = labelled.split("val"), labelled.split("test")
+    nothing = labelled.subset(np.zeros(len(labelled), dtype=bool))
+    val, test = (labelled.split(name) if settings.rows == "train" else nothing for name in ("val", "test"))
     temperature = _temperature(_raw_logits(model, preprocessing, val), _codes(val, settings.target, groups))
     logits, codes = _raw_logits(model, preprocessing, test), _codes(test, settings.target, groups)
-    subjects = sorted(set(labelled.split("train").table["subject_id"].astype(str)))
+    subjects = sorted(set(_rows(labelled, settings).table["subject_id"].astype(str)))
     by_group = {
         attribute: {group: _auc(logits[mask], codes[mask]) for group in names for mask in [(test.table[attribute] == group).to_numpy()]}
         for attribute, names in labelled.schema.attributes.items()
@@ -256,7 +262,7 @@ def _held_out_facts(
         "auc": _auc(logits, codes),
         "accuracy": float((logits.argmax(1) == codes).mean()) if len(codes) else None,
         "auc_by_group": by_group,
-        "n": {"train": len(labelled.split("train")), "val": len(val), "test": len(test)},
+        "n": {"train": len(_rows(labelled, settings)), "val": len(val), "test": len(test)},
         "subjects_sha256": _hash_subjects(subjects),
         "cohort": labelled.schema.name,
         "provenance": provenance(settings=settings.model_dump(mode="json")),

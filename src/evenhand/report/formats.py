@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evenhand.audit.findings import figure, percent
-from evenhand.audit.result import AuditResult, Cell, CopyTable, QualityTable, SemanticTable
+from evenhand.audit.result import AuditResult, Cell, CopyTable, FairnessTable, QualityTable, SemanticTable, UtilityTable
 
 COLUMNS = (
     "audit", "question", "metric", "encoder", "basis", "direction", "group", "n", "n_real", "value", "low", "high", "beside", "beside_is",
     "reason",
 )  # fmt: skip
+
+
+BESIDE = {"kid": "real against real", "auc": "judge on real images", "log-is": "real images"}
 
 
 def records(result: AuditResult) -> Iterator[dict[str, Any]]:
@@ -30,10 +33,10 @@ def records(result: AuditResult) -> Iterator[dict[str, Any]]:
                 "reason": f"not identifiable: {table.refusal}" if refused else row.reason,
             }  # fmt: skip
     copies = result.memorization.tables if result.memorization else []
-    parts: list[QualityTable | SemanticTable | CopyTable] = [*result.quality, *result.semantics, *copies]
+    parts: list[QualityTable | SemanticTable | UtilityTable | CopyTable] = [*result.quality, *result.semantics, *result.utility, *copies]
     for part in parts:
         encoder = getattr(part, "encoder", "")
-        beside_is = "real against real" if part.metric == "kid" else "judge on real images" if part.metric == "auc" else ""
+        beside_is = BESIDE.get(part.metric, "")
         for group, cell, beside, n_real in [
             ("overall", part.overall, part.overall_reference, result.n["real_compared"]),
             *((row.group, row, row.reference, row.n_real) for row in part.rows),
@@ -42,6 +45,26 @@ def records(result: AuditResult) -> Iterator[dict[str, Any]]:
                 "audit": name, "question": part.question, "metric": part.metric, "encoder": encoder, "basis": part.basis,
                 "direction": part.direction, "group": group, "n": cell.n, "n_real": n_real, "value": cell.value, "low": cell.low,
                 "high": cell.high, "beside": _value(beside), "beside_is": beside_is, "reason": cell.reason,
+            }  # fmt: skip
+
+    for answers in result.fairness:
+        yield from _fairness_records(name, answers)
+
+
+def _fairness_records(name: str, table: FairnessTable) -> Iterator[dict[str, Any]]:
+    """Differences between groups without an interval, then each group's calibration with the judge on real images beside it."""
+    common = {"audit": name, "question": table.question, "encoder": "", "basis": table.basis, "direction": "lower", "n_real": None}
+    for metric, value, beside in (("parity", table.parity, table.parity_real), ("odds", table.odds, table.odds_real)):
+        reason = "" if value is not None else "fewer than two groups have every rate"
+        yield common | {
+            "metric": f"{metric} difference", "group": "overall", "n": None, "value": value, "low": None, "high": None, "beside": beside,
+            "beside_is": "judge on real images", "reason": reason,
+        }  # fmt: skip
+    for row in table.rows:
+        for metric, cell, real in (("ece", row.ece, row.ece_real), ("brier", row.brier, row.brier_real)):
+            yield common | {
+                "metric": metric, "group": row.group, "n": cell.n, "value": cell.value, "low": cell.low, "high": cell.high,
+                "beside": real.value, "beside_is": "judge on real images", "reason": cell.reason,
             }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined
 
 from evenhand.audit.comparison import Comparison, compare
 from evenhand.audit.equity import MACRO_WARNINGS, WARNINGS
-from evenhand.audit.findings import auc, figure, interval, percent, points, probability, share_span
-from evenhand.audit.result import AuditResult, Cell, PresenceTable, QualityTable, SemanticTable
+from evenhand.audit.findings import auc, figure, interval, percent, points, probability, share_span, signed
+from evenhand.audit.result import AuditResult, Cell, PresenceTable, QualityTable, SemanticTable, UtilityTable
 from evenhand.core.artifacts import write_text
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.report.cards import data_card, model_card
@@ -84,6 +84,7 @@ def render(chapters: list[Chapter]) -> str:
         "percent": percent,
         "points": points,
         "probability": probability,
+        "signed": signed,
         "span": share_span,
         "stands_out": stands_out,
     }
@@ -95,7 +96,7 @@ def render(chapters: list[Chapter]) -> str:
     )  # fmt: skip
 
 
-def stands_out(table: QualityTable | SemanticTable) -> bool:
+def stands_out(table: QualityTable | SemanticTable | UtilityTable) -> bool:
     """Whether the worst group's interval lies wholly on the wrong side of another group's."""
     shown = [row for row in table.rows if row.low is not None and row.high is not None]
     worst = next((row for row in shown if row.group == table.worst), None)

@@ -1,0 +1,227 @@
+"""The chapters of an audit: from the cohorts and what the judges say of them to each chapter's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evenhand.audit.copying import TRAIN_AT_MOST, memorization_chapter
+from evenhand.audit.downstream import downstream_tables, train_pair
+from evenhand.audit.fairness import Answers, fairness_table
+from evenhand.audit.intervals import FeatureError
+from evenhand.audit.judges import Judges, Recipe
+from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
+from evenhand.audit.readings import Reading, hand_labels, judged, read_column, stated, with_intersections
+from evenhand.audit.result import EncoderFacts, FairnessTable, Memorization, PresenceTable, QualityTable, SemanticTable, UtilityTable
+from evenhand.audit.settings import AuditSettings
+from evenhand.audit.tables import (
+    Resampling,
+    Sides,
+    condition_labels,
+    inception_table,
+    overlap_tables,
+    quality_table,
+    semantic_table,
+    values_with_auc,
+)
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.errors import UserError
+from evenhand.core.groups import parse_mix
+from evenhand.engine.features import cohort_features
+from evenhand.models.classifiers import Classifier
+from evenhand.models.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Both sides as they are compared: the real rows chosen, all generated ones, and what the judges say of them."""
+
+    real: Cohort
+    synthetic: Cohort
+    scores: dict[str, dict[str, np.ndarray]]
+    judges: Judges
+
+    def judgement(self, column: str) -> pd.Series | None:
+        """The judge's reading of generated images, where there is a judge."""
+        values = self.scores["synthetic"].get(column)
+        return None if values is None else judged(values, self.judges.by_target[column].groups)
+
+    def sides(self, real: np.ndarray, synthetic: np.ndarray) -> Sides:
+        """Rows of features, or of scores, of both sides with their subjects."""
+        return Sides(real, synthetic, self.subjects("real"), self.subjects("synthetic"))
+
+    def subjects(self, side: str) -> np.ndarray:
+        """Subject ids; a generated image without one is a subject of its own."""
+        cohort = self.real if side == "real" else self.synthetic
+        return cohort.table["subject_id"].astype(object).to_numpy()
+
+
+def _crossed(readings: dict[str, Reading], settings: AuditSettings) -> list[Reading]:
+    return with_intersections(readings, settings.intersect)
+
+
+def presence_chapter(real: Cohort, compared: Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[PresenceTable]:
+    """By column and pair, as used; where a column is requested and has a judge, also by the judge: what was asked is not yet shown."""
+    mix = parse_mix(settings.target, compared.real.schema.attributes) if settings.target else None
+    data = PresenceData(
+        compared.real, compared.synthetic, _calibrating(compared), _judged_columns(compared, settings),
+        hand_labels(settings.labels, compared.synthetic) if settings.labels else {}, settings.n_boot, settings.seed,
+    )  # fmt: skip
+    whole = {name: read_column(real, compared.synthetic, name, compared.judgement(name)) for name in readings}
+    targets = {reading.by: target_shares(reading, mix) for reading in _crossed(whole, settings)}
+    tables = [presence_table(reading, *targets[reading.by], data) for reading in _crossed(readings, settings)]
+    for name, reading in readings.items():
+        if reading.basis in ("requested", "mixed") and name in compared.judges.by_target:
+            shown = read_column(compared.real, compared.synthetic, name, compared.judgement(name), prefer_judge=True)
+            tables.append(presence_table(shown, *targets[shown.by], data, judge_only=True))
+    return tables
+
+
+def _calibrating(compared: Compared) -> np.ndarray:
+    """Which real images tell the judges' errors: those of the training split trained them."""
+    table = compared.real.table
+    return (table["split"] != "train").to_numpy() if "split" in table else np.ones(len(table), dtype=bool)
+
+
+def _judged_columns(compared: Compared, settings: AuditSettings) -> dict[str, JudgedColumn]:
+    def features(judge: Classifier) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        def made() -> tuple[np.ndarray, np.ndarray]:
+            encoder, sides = Encoder.load(judge.path), (compared.real, compared.synthetic)
+            real, synthetic = (cohort_features(encoder, side, batch_size=settings.batch_size) for side in sides)
+            return real, synthetic
+
+        return made
+
+    return {
+        name: JudgedColumn(list(judge.groups), compared.scores["real"][name], compared.scores["synthetic"][name], features(judge))
+        for name, judge in compared.judges.by_target.items()
+    }
+
+
+def quality_chapter(
+    compared: Compared, readings: dict[str, Reading], settings: AuditSettings
+) -> tuple[list[QualityTable], list[EncoderFacts]]:
+    """Distances by every encoder; by the first one also how far the manifolds overlap, and log-IS by a judge's probabilities."""
+    tables: list[QualityTable] = []
+    facts = []
+    how = resampling(settings)
+    for place, path in enumerate(settings.encoder or _default_encoders(compared)):
+        encoder = Encoder.load(path)
+        real, synthetic = (cohort_features(encoder, side, batch_size=settings.batch_size) for side in (compared.real, compared.synthetic))
+        facts.append(
+            EncoderFacts(
+                path=str(path), name=encoder.name, dim=real.shape[1], sha256=encoder.sha256,
+                features_real=len(real), features_synthetic=len(synthetic),
+            )
+        )  # fmt: skip
+        sides = compared.sides(real, synthetic)
+        try:
+            for reading in _crossed(readings, settings):
+                tables += [quality_table(reading, sides, metric, encoder.name, how, primary=place == 0) for metric in ("kid", "fid")]
+            if place == 0:
+                tables += [table for reading in readings.values() for table in overlap_tables(reading, sides, encoder.name, how)]
+        except FeatureError as error:
+            raise UserError(f"--encoder {path}: {error}") from None
+    return tables + _inception_tables(compared, readings, how), facts
+
+
+def _inception_tables(compared: Compared, readings: dict[str, Reading], how: Resampling) -> list[QualityTable]:
+    """By the first judge of a condition, else of an attribute; none without a judge."""
+    schema = compared.real.schema
+    name = next((name for name in (*schema.conditions, *schema.attributes) if name in compared.judges.by_target), None)
+    if name is None:
+        return []
+    sides = compared.sides(*(compared.scores[side][name] for side in ("real", "synthetic")))
+    return [inception_table(reading, sides, f"judge of {name}", how) for reading in readings.values()]
+
+
+def _default_encoders(compared: Compared) -> list[Path]:
+    """A judge of a condition and one of an attribute, where there are both: fitted on real images, to what such a picture shows."""
+    judges, schema = compared.judges.by_target, compared.real.schema
+    kinds = ([name for name in names if name in judges][:1] for names in (schema.conditions, schema.attributes))
+    found = [judges[name].path for names in kinds for name in names]
+    if not found:
+        raise UserError(f"{compared.real.root}: no judge could be trained to serve as encoder; give --encoder with a vision model folder")
+    return found
+
+
+def semantics_chapter(compared: Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[SemanticTable]:
+    tables = []
+    for condition in compared.real.schema.conditions:
+        judge = compared.judges.by_target.get(condition)
+        asked, true = stated(compared.synthetic, condition), stated(compared.real, condition)
+        if judge is None or asked.isna().all():
+            continue
+        for value in values_with_auc(judge.groups):
+            sides = [
+                (compared.scores[side][condition][:, judge.groups.index(value)], condition_labels(labels, value), compared.subjects(side))
+                for side, labels in (("real", true), ("synthetic", asked))
+            ]
+            for reading in _crossed(readings, settings):
+                tables.append(semantic_table(reading, condition, value, sides[0], sides[1], resampling(settings)))
+    return tables
+
+
+def fairness_chapter(compared: Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[FairnessTable]:
+    """By single attributes: calibration of each condition's judge, and how far its predictions differ between groups."""
+    tables = []
+    for condition in compared.real.schema.conditions:
+        judge = compared.judges.by_target.get(condition)
+        sides = [stated(cohort, condition) for cohort in (compared.real, compared.synthetic)]
+        if judge is None or any(side.isna().all() for side in sides):
+            continue
+        real, synthetic = (
+            Answers(compared.scores[name][condition], labels, compared.subjects(name))
+            for name, labels in zip(("real", "synthetic"), sides, strict=True)
+        )
+        tables += [fairness_table(reading, condition, judge.groups, real, synthetic, resampling(settings)) for reading in readings.values()]
+    return tables
+
+
+def utility_chapter(
+    real: Cohort, real_rows: str, compared: Compared, readings: dict[str, Reading], settings: AuditSettings, folder: Path
+) -> tuple[list[UtilityTable], list[str]]:
+    """Train on generated images, test on real ones, by condition; and why some of them were not."""
+    if not settings.utility:
+        return [], []
+    if real_rows == "all" or not real.schema.conditions:
+        return [], ["utility: it needs a condition to classify, and held-out real images that no classifier saw"]
+    tables, refused = [], []
+    for condition in real.schema.conditions:
+        pair = train_pair(real, compared.synthetic, condition, folder, recipe(settings))
+        if isinstance(pair, str):
+            refused.append(pair)
+        else:
+            tables += downstream_tables(pair, compared.real, _crossed(readings, settings), resampling(settings), settings.batch_size)
+    return tables, refused
+
+
+def copies_chapter(
+    real: Cohort, real_rows: str, compared: Compared, readings: dict[str, Reading], settings: AuditSettings
+) -> tuple[Memorization | None, str]:
+    """Copies of the real training split, or why they were not looked for."""
+    train = real.split("train")
+    if not settings.copies:
+        return None, ""
+    if real_rows == "all" or len(train) == 0:
+        return None, "copies: training images cannot be told from held-out ones in this real cohort, so none were looked for"
+    if len(train) > TRAIN_AT_MOST:
+        train = train.subset(np.arange(len(train)) < TRAIN_AT_MOST)
+    encoder = Encoder.load((settings.encoder or _default_encoders(compared))[0])
+    features = [cohort_features(encoder, side, batch_size=settings.batch_size) for side in (train, compared.synthetic)]
+    found = memorization_chapter(train, compared.real, compared.synthetic, _crossed(readings, settings), (features[0], features[1]))
+    return (None, f"copies: {found}") if isinstance(found, str) else (found, "")
+
+
+def recipe(settings: AuditSettings) -> Recipe:
+    """How classifiers are trained, by the settings."""
+    return Recipe(settings.judge_arch, settings.judge_epochs, settings.seed)
+
+
+def resampling(settings: AuditSettings) -> Resampling:
+    """How intervals are made, by the settings."""
+    return Resampling(settings.repeats, settings.n_boot, settings.min_n, settings.seed)
