@@ -8,19 +8,29 @@ Each section writes results/audit_calibration_SECTION.json. The test suite holds
 from __future__ import annotations
 
 import argparse
+import io
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import write_result
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
 from evenhand.audit.decisions import holm, paired_bootstrap
 from evenhand.audit.fidelity import kernel_distance
 from evenhand.audit.gaps import quality_gap
+from evenhand.audit.memorization import score_copies
 from evenhand.audit.representation import estimate_mix
+from evenhand.cohorts.phantoms import MODALITIES
+from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.core.randomness import generator
+from evenhand.models.classifiers import ClassifierSettings, train_classifier
+from evenhand.models.encoders import Encoder
 
 Rates = dict[str, Any]
 
@@ -99,25 +109,91 @@ def _clustered(rng: np.random.Generator, subjects: int, images: int, d: int) -> 
 
 
 def gaps(repeats: int) -> Rates:
-    """How often a quality gap is flagged where there is none, groups of one law and of laws of their own, and where one is harmed."""
+    """How often a quality gap is flagged where there is none: groups of one law, of laws of their own, and of ten images a subject."""
     sizes = {"a": 2000, "b": 600, "c": 200}
-    found = {}
-    for world in ("one law", "laws of their own", "group c harmed"):
-        flagged, worst = 0, 0
+    labels = np.repeat(list(sizes), list(sizes.values()))
+    place, found = np.repeat(np.arange(3), list(sizes.values()))[:, None], {}
+    for world, images, apart in (("one law", 1, 0.0), ("laws of their own", 1, 1.0), ("laws of their own, ten images a subject", 10, 1.0)):
+        p_values = []
         for repeat in range(repeats):
             rng = generator(repeat, "gaps", world)
-            real, synthetic, labels = [], [], []
-            for place, (name, n) in enumerate(sizes.items()):
-                centre, scale = (0.6 * place, 1 + 0.3 * place) if world == "laws of their own" else (0.0, 1.0)
-                real.append(centre + scale * rng.normal(size=(n, 64)))
-                harm = 0.8 if world == "group c harmed" and name == "c" else 1.0
-                synthetic.append(centre + harm * scale * rng.normal(size=(n, 64)))
-                labels += [name] * n
-            tested = quality_gap(np.concatenate(real), np.concatenate(synthetic), labels, labels, seed=repeat)
-            flagged += tested.p_value < 0.05
-            worst += tested.worst == "c"
-        found[world] = {"flagged": flagged / repeats, "worst_is_c": worst / repeats}
+            sides = [_clustered(rng, len(labels) // images, images, 64) for _ in range(2)]
+            real, synthetic = (apart * 0.6 * place + (1 + apart * 0.3 * place) * side for side in sides)
+            subjects = np.arange(len(labels)) // images
+            p_values.append(quality_gap(real, synthetic, labels, labels, subjects=(subjects, subjects), seed=repeat).p_value)
+        found[world] = {
+            "flagged": float(np.mean(np.array(p_values) < 0.05)),
+            "p_value_quantiles": np.quantile(p_values, [0.05, 0.5]).tolist(),
+        }
     return found
+
+
+def power(repeats: int) -> Rates:
+    """How often harm to one group of 300 is flagged, and the right group named, by how much its 64 px images are blurred or noisy.
+
+    Features are those of the default encoder: a classifier trained on other phantoms. Groups of 600, 300 (harmed) and 400 images a side.
+    """
+    sizes, pool = {"a": 600, "b": 300, "c": 400}, 4000
+    labels = np.repeat(list(sizes), list(sizes.values()))
+    with tempfile.TemporaryDirectory() as work:
+        write_phantoms("chest", Path(work) / "cohort", n=600, size=64, seed=7)
+        train_classifier(ClassifierSettings(cohort=Path(work) / "cohort", target="effusion", out=Path(work) / "encoder", epochs=5))
+        encoder = Encoder.load(Path(work) / "encoder")
+        images = MODALITIES["chest"].generate(pool, size=64, seed=11).images
+        levels = {"none": images}
+        levels |= {f"blur {sd} px": gaussian_filter(images, (0, sd, sd)) for sd in (0.4, 0.5, 0.6, 0.8, 1.0, 1.5)}
+        noise = generator(0, "power").standard_normal(images.shape, dtype=np.float32)
+        levels |= {f"noise {sd}": np.clip(images + np.float32(sd) * noise, 0, 1) for sd in (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)}
+        features = {
+            name: np.concatenate([encoder.features(part[i : i + 100]) for i in range(0, pool, 100)]) for name, part in levels.items()
+        }
+    found = {}
+    for name, harmed in features.items():
+        flagged, named = 0, 0
+        for repeat in range(repeats):
+            rows = generator(repeat, "power").permutation(pool)[: 2 * len(labels)]
+            real, synthetic = features["none"][rows[: len(labels)]], features["none"][rows[len(labels) :]].copy()
+            synthetic[labels == "b"] = harmed[rows[len(labels) :]][labels == "b"]
+            tested = quality_gap(real, synthetic, labels, labels, seed=repeat)
+            flagged += tested.p_value < 0.05
+            named += tested.worst == "b"
+        found[name] = {"flagged": flagged / repeats, "right_group_named": named / repeats}
+    return found
+
+
+def copies(repeats: int) -> Rates:
+    """Copy rate where 0, 10 and 50 % are planted: exact, mirrored, compressed (JPEG 95) and both; each repeat other phantoms."""
+    found = {}
+    for modality in ("brain", "chest", "dermoscopy"):
+        for share in (0.0, 0.1, 0.5):
+            errors, covered, ranked = [], 0, 0
+            for repeat in range(repeats):
+                images = MODALITIES[modality].generate(700, size=32, seed=100 + repeat).images
+                train, heldout, made = images[:300], images[300:500], images[500:].copy()
+                planted = round(share * len(made))
+                for place, image in enumerate(train[:planted]):
+                    made[place] = _edited(image, place)
+                scores = score_copies(train, heldout, made)
+                errors.append(scores.estimate.value - share)
+                covered += scores.estimate.low <= share <= scores.estimate.high
+                exact = np.flatnonzero(np.arange(planted) % 4 == 0)
+                ranked += set(exact) <= set(scores.worst(max(planted, 1))) if planted else 1
+            found[f"{modality}, {share:.0%} planted"] = {
+                "mean_error": float(np.mean(errors)), "largest_error": float(np.max(np.abs(errors))), "coverage": covered / repeats,
+                "exact_copies_among_the_worst": ranked / repeats,
+            }  # fmt: skip
+    return found
+
+
+def _edited(image: np.ndarray, place: int) -> np.ndarray:
+    """In turn: as it is, mirrored, compressed, both."""
+    picture = image[:, ::-1] if place % 2 else image
+    if place % 4 < 2:
+        return picture
+    buffer = io.BytesIO()
+    Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
+    with Image.open(buffer) as again:
+        return np.asarray(again, dtype=np.float32) / 255
 
 
 def pairs(repeats: int) -> Rates:
@@ -151,7 +227,14 @@ def _paired_p(before: np.ndarray, after: np.ndarray, label: np.ndarray, draws: i
     return paired_bootstrap("auc", *sides, n_boot=draws, seed=seed).p_value
 
 
-SECTIONS: dict[str, Callable[[int], Rates]] = {"presence": presence, "distances": distances, "gaps": gaps, "pairs": pairs}
+SECTIONS: dict[str, Callable[[int], Rates]] = {
+    "presence": presence,
+    "distances": distances,
+    "gaps": gaps,
+    "power": power,
+    "pairs": pairs,
+    "copies": copies,
+}
 
 
 def main() -> None:

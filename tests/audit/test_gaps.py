@@ -244,6 +244,20 @@ def test_row_order_and_names_of_subjects_change_nothing_and_a_seed_repeats() -> 
     assert other[3:7] == first[3:7] and other[0] != first[0]
 
 
+def test_of_a_large_group_some_subjects_are_drawn_whatever_the_order_of_rows() -> None:
+    real, synthetic, groups, (ids, others) = world((250, 80, 40), 6, images=2)(np.random.default_rng(5))
+    synthetic[groups == "b"] += 1.0
+    call = lambda a, b, **more: quality_gap(  # noqa: E731
+        real[a], synthetic[b], groups[a], groups[b], subjects=(ids[a], others[b]), n_boot=99, **more
+    )
+    rng, rows = np.random.default_rng(0), np.arange(370)
+    few, again, all_of_them = call(rows, rows, at_most=60), call(rng.permutation(370), rng.permutation(370), at_most=60), call(rows, rows)
+    assert answers(few) == pytest.approx(answers(again), abs=1e-10)
+    assert few.by_group["n_real"].tolist() == [250, 80, 40] and few.worst == "b" and few.p_value < 0.05
+    assert few.by_group.loc["c", "kid"] == all_of_them.by_group.loc["c", "kid"]  # 40 images are not too many
+    assert few.by_group.loc["a", "kid"] != all_of_them.by_group.loc["a", "kid"]
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     real, synthetic, groups, subjects = world((60, 40, 30), 6, images=2)(np.random.default_rng(6))
     whole = quality_gap(real, synthetic, groups, groups, subjects=subjects, n_boot=99)

@@ -12,6 +12,7 @@ from evenhand.audit.readings import Reading, cross, read_column
 from evenhand.audit.tables import (
     Resampling,
     Sides,
+    Whole,
     condition_labels,
     inception_table,
     overlap_tables,
@@ -69,7 +70,9 @@ def test_quality_names_the_worse_group_only_where_intervals_part() -> None:
     texts = {}
     for name, synthetic in (("good", good), ("bad", bad)):
         sides = Sides(real, synthetic, np.arange(140) // 2, np.arange(140))
-        table = quality_table(reading(groups, groups, ["male", "female", "other"]), sides, "kid", "net", HOW, primary=True)
+        table = quality_table(
+            reading(groups, groups, ["male", "female", "other"]), sides, Whole.of(sides, HOW), "kid", "net", HOW, primary=True
+        )
         assert table.n == 60 and table.rows[2].reason == "no real images" and table.rows[2].value is None
         assert table.rows[0].reference is not None and table.rows[0].reference.low <= 0 <= table.rows[0].reference.high
         texts[name] = headline_findings([table], decide([table], []))[0].text

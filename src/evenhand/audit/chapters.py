@@ -21,6 +21,7 @@ from evenhand.audit.settings import AuditSettings
 from evenhand.audit.tables import (
     Resampling,
     Sides,
+    Whole,
     condition_labels,
     inception_table,
     overlap_tables,
@@ -120,8 +121,9 @@ def quality_chapter(
         )  # fmt: skip
         sides = compared.sides(real, synthetic)
         try:
+            whole = Whole.of(sides, how)
             for reading in _crossed(readings, settings):
-                tables += [quality_table(reading, sides, metric, encoder.name, how, primary=place == 0) for metric in ("kid", "fid")]
+                tables += [quality_table(reading, sides, whole, metric, encoder.name, how, primary=place == 0) for metric in ("kid", "fid")]
             if place == 0:
                 tables += [table for reading in readings.values() for table in overlap_tables(reading, sides, encoder.name, how)]
         except FeatureError as error:

@@ -28,7 +28,7 @@ from evenhand.core.randomness import generator
 Metric = Callable[[np.ndarray, np.ndarray], Any] | Literal["kid", "frechet"]
 MIN_N = 10
 _BLOCK_CELLS = 4_000_000  # kernel values held at once: 32 MB
-_FOLDS, _JACKKNIFED = 10, 3
+_FOLDS, _JACKKNIFED = 10, 1
 _NORMAL = ndtri((np.arange(400) + 0.5) / 400)  # a standard normal, as 400 equally likely values
 
 
@@ -224,6 +224,7 @@ def size_matched(
     subjects: Any = None,
     min_n: int = MIN_N,
     at_most: int | None = None,
+    with_overall: bool = True,
 ) -> SubgroupFrame:
     """A metric by group, every group at one n: a distance of few images is larger than that of many though both are perfect.
 
@@ -241,6 +242,7 @@ def size_matched(
         subjects: as in ``kernel_distance``.
         min_n: a group with fewer images on a side is ``insufficient`` and does not set the common n.
         at_most: the common n is no larger; for metrics whose cost grows faster than n.
+        with_overall: measure all rows too; without, ``overall`` has the common n and no value.
 
     Returns:
         The frame; n is the common n, the columns n_real and n_synthetic hold what each group has. ``overall`` is the metric of all
@@ -269,7 +271,7 @@ def size_matched(
     cells = {
         name: (cell(*rows[name], str(name)), "") if not reasons[name] else (_missing(min(sizes[name])), reasons[name]) for name in names
     }
-    overall = cell(np.arange(len(x)), np.arange(len(y)), "overall")
+    overall = cell(np.arange(len(x)), np.arange(len(y)), "overall") if with_overall else _missing(common)
     counts = {"n_real": [a for a, _ in sizes.values()], "n_synthetic": [b for _, b in sizes.values()]}
     return SubgroupFrame.of(cells, overall, higher_is_better, **counts)
 

@@ -28,7 +28,7 @@ from evenhand.audit.intervals import (
 from evenhand.core.randomness import generator
 
 MIN_SUBJECTS = 10  # on a side of a group; with fewer, resampled signs are too coarse a law
-SMALLEST_P = 1e-4
+SMALLEST_P, AT_MOST = 1e-4, 1000
 _VIEWS = ("relative", "whitened")
 _RIDGE = 1.0  # in mean eigenvalues; with less, many features drown a shift along the main directions
 _LARGEST = 1e25  # its cubic kernel can still be squared
@@ -120,6 +120,7 @@ def quality_gap(
     seed: int = 0,
     min_n: int = MIN_N,
     n_boot: int = 499,
+    at_most: int = AT_MOST,
 ) -> GapTest:
     """Test whether all groups are generated equally well, each against its own real images.
 
@@ -144,6 +145,8 @@ def quality_gap(
         subjects: as in ``kernel_distance``; images of one subject share a sign, in whichever groups they are.
         min_n: a group with fewer images on a side is ``insufficient``, and so is one with fewer than ``MIN_SUBJECTS`` subjects.
         n_boot: draws of the null law; no p-value below 1e-4 is given.
+        at_most: of a group with more images on a side, whole subjects are drawn up to so many: cost grows with their square, and
+            any gap that matters is clear by then.
 
     Raises:
         FeatureError: features that no distance can be computed from, or labels that are not one an image.
@@ -153,6 +156,9 @@ def quality_gap(
         raise FeatureError(f"features are too large for float64 (above {_LARGEST:g}); scale them down")
     codes = two_sided_subjects(subjects, len(x), len(y))
     labels_x, labels_y, names = _common_labels(real_groups, synthetic_groups, len(x), len(y))
+    sizes = [(int((labels_x == i).sum()), int((labels_y == i).sum())) for i in range(len(names))]
+    for values, ids, labels, side in ((x, codes[0], labels_x, "real"), (y, codes[1], labels_y, "synthetic")):
+        _thin(values, ids, labels, at_most, (seed, side))
     rows = [(np.flatnonzero(labels_x == i), np.flatnonzero(labels_y == i)) for i in range(len(names))]
     reasons = [_fault(pair, codes, min_n) or _few_subjects(pair, codes) for pair in rows]
     draws: dict[str, dict[int, _Draws]] = {view: {} for view in _VIEWS}
@@ -170,7 +176,17 @@ def quality_gap(
                     reasons[i] = "its real images all have the same features"
                 else:
                     draws[view][i] = drawn
-    return _result(names, [(len(a), len(b)) for a, b in rows], reasons, draws, seed)
+    return _result(names, sizes, reasons, draws, seed)
+
+
+def _thin(features: np.ndarray, codes: np.ndarray, labels: np.ndarray, at_most: int, key: tuple[int, str]) -> None:
+    """Unlabel what a large group has too many of: whole subjects in a random order, which content and not the table gives."""
+    for group in np.unique(labels[labels >= 0]):
+        rows = np.flatnonzero(labels == group)
+        if len(rows) > at_most:
+            order, subjects = canonical_order(features[rows], subject_codes(codes[rows], len(rows)))
+            place = generator(key[0], "quality_gap", f"{key[1]} of {group}").permutation(int(subjects.max()) + 1)[subjects]
+            labels[rows[order[np.argsort(place, kind="stable")[at_most:]]]] = -1
 
 
 def _few_subjects(rows: tuple[np.ndarray, np.ndarray], codes: tuple[np.ndarray, np.ndarray]) -> str:

@@ -51,13 +51,29 @@ class Sides:
         return self.real_subjects, self.synthetic_subjects
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Both distances of all images, and the kernel distance's floor: the same for every reading, so measured once."""
+
+    kid: Cell
+    fid: Cell
+    floor: Cell
+
+    @classmethod
+    def of(cls, sides: Sides, how: Resampling) -> Whole:
+        """The Fréchet distance's interval is not given at full size, only the matched one's is."""
+        fid = Estimate(frechet_distance(sides.real, sides.synthetic), math.nan, math.nan, len(sides.synthetic))
+        kid = kernel_distance(sides.real, sides.synthetic, subjects=sides.subjects)
+        return cls(Cell.of(kid), Cell.of(fid), real_floor(sides, np.ones(len(sides.real), dtype=bool), how))
+
+
 def quality_table(
-    reading: Reading, sides: Sides, metric: Literal["kid", "fid"], encoder: str, how: Resampling, *, primary: bool
+    reading: Reading, sides: Sides, whole: Whole, metric: Literal["kid", "fid"], encoder: str, how: Resampling, *, primary: bool
 ) -> QualityTable:
     """A distance by subgroup, size-matched, with the real-against-real floor beside the kernel distance."""
     frame = size_matched(
         sides.real, sides.synthetic, reading.real, reading.synthetic, "kid" if metric == "kid" else "frechet",
-        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n,
+        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n, with_overall=False,
     )  # fmt: skip
     floors, p, effect, worst = {}, math.nan, math.nan, None
     if metric == "kid":
@@ -68,8 +84,8 @@ def quality_table(
         floors = {name: real_floor(sides, (reading.real == name).to_numpy(), how) for name in frame.by_group.index}
     return QualityTable(
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=primary, encoder=encoder,
-        n=frame.overall.n, overall=Cell.of(whole_distance(sides, metric, frame)),
-        overall_reference=real_floor(sides, np.ones(len(sides.real), dtype=bool), how) if metric == "kid" else None,
+        n=frame.overall.n, overall=whole.kid if metric == "kid" else whole.fid,
+        overall_reference=whole.floor if metric == "kid" else None,
         rows=group_rows(frame, floors, reading), gap=number(frame.gap), worst=_name(frame.worst if worst is None else worst),
         p_value=number(p), effect=number(effect),
     )  # fmt: skip
@@ -125,13 +141,6 @@ def _view(reading: Reading, frame: SubgroupFrame, metric: Any, encoder: str, bes
         direction="higher", n=frame.overall.n, overall=Cell.of(frame.overall, "" if frame.overall.defined else "too few images"),
         overall_reference=overall, rows=group_rows(frame, beside, reading), gap=number(frame.gap), worst=_name(frame.worst),
     )  # fmt: skip
-
-
-def whole_distance(sides: Sides, metric: str, frame: SubgroupFrame) -> Estimate:
-    """The distance of all images; the Fréchet distance's interval is not given at full size, only the matched one's is."""
-    if metric == "kid":
-        return kernel_distance(sides.real, sides.synthetic, subjects=sides.subjects)
-    return Estimate(frechet_distance(sides.real, sides.synthetic), math.nan, math.nan, len(sides.synthetic))
 
 
 def real_floor(sides: Sides, rows: np.ndarray, how: Resampling) -> Cell:
