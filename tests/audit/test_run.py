@@ -110,6 +110,10 @@ def test_copies_of_training_images_are_found_and_shown(
     assert found.memorization is not None
     rates = [result.memorization.tables[0].overall.value for result in (audited[0], found) if result.memorization is not None]
     assert rates[0] == pytest.approx(0, abs=0.1) and rates[1] == pytest.approx(0.5, abs=0.1)
+    ratios = [
+        {table.metric: table.overall.value for table in part.memorization.beside} for part in (audited[0], found) if part.memorization
+    ]
+    assert ratios[1]["nearest ratio"] < 0.8 * ratios[0]["nearest ratio"] and ratios[1]["authenticity"] < ratios[0]["authenticity"] - 0.2
     worst = found.memorization.worst[0]
     place = copied.table["image"].tolist().index(worst.image)
     assert place % 2 == 0 and worst.train_image == train.table["image"].iloc[place] and worst.score < 0.2
@@ -205,6 +209,34 @@ def test_utility_is_measured_where_it_is_asked_for(world: Path, monkeypatch: pyt
     assert "AUC, trained on generated" in page and "Overlap and variety" in page and "ECE, generated" in page
     flat = write_report([world / "useful.json"], world / "useful.csv", "csv").read_text()
     assert "utility:tumour=tumour:sex,auc difference" in flat and "fairness:tumour:sex,odds difference" in flat
+
+
+def test_a_judge_that_cannot_tell_groups_parts_no_images_and_a_heavy_subject_decides_nothing(
+    audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    real = Cohort.load(world / "real")
+    mixed_up = real.table.assign(sex=np.random.default_rng(0).permutation(real.table["sex"]))
+    held_out = mixed_up.index[mixed_up["split"] != "train"][:12]
+    mixed_up.loc[held_out, "subject_id"] = mixed_up.loc[held_out[0], "subject_id"]
+    mixed_up.loc[held_out, "split"] = "test"
+    Cohort(real.schema, mixed_up, real.root).save(world / "blind")
+    judges = [Path(judge.path) for judge in audited[0].judges]
+    result = audit_cohorts(
+        AuditSettings(
+            real=world / "blind", synthetic=world / "generated", out=world / "blind.json", judge=judges, primary=["quality:sex"], **SMALL
+        )
+    )
+    sex = next(table for table in result.presence if table.by == ["sex"])
+    assert sex.identifiable is False and "cannot see the attribute" in sex.refusal
+    assert {tuple(table.by) for table in [*result.quality, *result.semantics]} == {("age_group",)}
+    (declared,) = [decision for decision in result.decisions if decision.primary]
+    assert declared.question == "quality:sex" and declared.p_value is None and not declared.flagged
+    caveats = [finding.text for finding in result.findings if finding.kind == "caveat"]
+    assert any(text.startswith("Quality, semantics and copies by sex are not given") for text in caveats)
+    assert any(text.startswith("6 real and 0 generated images enter no distance") for text in caveats)
+    overall = next(table for table in result.quality if table.metric == "kid")
+    assert sum(row.n_real for row in overall.rows) == result.n["real_compared"] - 6
 
 
 def test_a_guide_may_not_judge_unless_forced(

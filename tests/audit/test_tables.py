@@ -8,7 +8,7 @@ import pytest
 
 from evenhand.audit.findings import auc, figure, headline_findings, points
 from evenhand.audit.frame import Estimate
-from evenhand.audit.readings import Reading, cross, read_column
+from evenhand.audit.readings import Reading, alike_column, cross, read_column
 from evenhand.audit.tables import (
     Resampling,
     Sides,
@@ -52,6 +52,18 @@ def test_requested_value_comes_first_then_the_judges_reading() -> None:
     assert read_column(real, cohort(sex=cases["requested"]), "sex", judged, prefer_judge=True).synthetic.tolist() == judged.tolist()
     blind = read_column(real, cohort(race=["x"] * 3), "sex", None)
     assert blind.basis == "none" and blind.synthetic.isna().all() and list(blind.real.cat.categories) == ["male", "female"]
+
+
+def test_images_are_compared_by_groups_told_alike_on_both_sides() -> None:
+    real = cohort(sex=["male", "female", "unknown"])
+    judged = (pd.Series(["female", "female", "male"]), pd.Series(["male", "female", "female"]))
+    silent = alike_column(real, cohort(sex=["unspecified"] * 3), "sex", judged)
+    assert silent.basis == "judge" and silent.real.tolist() == judged[0].tolist() and silent.synthetic.tolist() == judged[1].tolist()
+    mixed = alike_column(real, cohort(sex=["male", "unspecified", "female"]), "sex", judged)
+    assert mixed.basis == "requested" and mixed.synthetic.isna().tolist() == [False, True, False] and mixed.real.isna().sum() == 1
+    assert alike_column(real, cohort(sex=["unspecified"] * 3), "sex", None).basis == "none"
+    some = mixed.kept(np.array([True, False, True]), np.array([False, True, True]))
+    assert some.synthetic.tolist()[1] == "female" and len(some.real) == 2 and list(some.real.cat.categories) == ["male", "female"]
 
 
 def test_an_intersection_keeps_its_empty_cells() -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evenhand.audit.copying import TRAIN_AT_MOST, memorization_chapter
+from evenhand.audit.copying import TRAIN_AT_MOST, Features, memorization_chapter
 from evenhand.audit.downstream import downstream_tables, train_pair
 from evenhand.audit.fairness import Answers, fairness_table
-from evenhand.audit.intervals import FeatureError
+from evenhand.audit.identifiability import MIN_AUC, one_against_rest_auc
+from evenhand.audit.intervals import HEAVY, FeatureError
 from evenhand.audit.judges import Judges, Recipe
 from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
-from evenhand.audit.readings import Reading, hand_labels, judged, read_column, stated, with_intersections
+from evenhand.audit.readings import Reading, alike_column, hand_labels, judged, read_column, stated, with_intersections
 from evenhand.audit.result import EncoderFacts, FairnessTable, Memorization, PresenceTable, QualityTable, SemanticTable, UtilityTable
 from evenhand.audit.settings import AuditSettings
 from evenhand.audit.tables import (
@@ -46,19 +47,70 @@ class Compared:
     scores: dict[str, dict[str, np.ndarray]]
     judges: Judges
 
-    def judgement(self, column: str) -> pd.Series | None:
-        """The judge's reading of generated images, where there is a judge."""
-        values = self.scores["synthetic"].get(column)
+    def judgement(self, column: str, side: str = "synthetic") -> pd.Series | None:
+        """The judge's reading of the images of one side, where there is a judge."""
+        values = self.scores[side].get(column)
         return None if values is None else judged(values, self.judges.by_target[column].groups)
 
+    def judge_auc(self, column: str) -> float:
+        """Area under the ROC curve of the column's judge on the real images, of the group that it tells worst; NaN without labels."""
+        groups, labels = self.judges.by_target[column].groups, stated(self.real, column)
+        codes = labels.map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=int)
+        rows = codes >= 0
+        return float(np.min(one_against_rest_auc(self.scores["real"][column][rows], codes[rows])))
+
     def sides(self, real: np.ndarray, synthetic: np.ndarray) -> Sides:
-        """Rows of features, or of scores, of both sides with their subjects."""
-        return Sides(real, synthetic, self.subjects("real"), self.subjects("synthetic"))
+        """Features, or scores, of the images that ``light`` keeps, with their subjects."""
+        kept = self.light
+        return Sides(real[kept[0]], synthetic[kept[1]], self.subjects("real")[kept[0]], self.subjects("synthetic")[kept[1]])
+
+    @property
+    def light(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which images of either side enter distances: of a subject at most thrice as many as of the median one."""
+        return _few_a_subject(self.real), _few_a_subject(self.synthetic)
 
     def subjects(self, side: str) -> np.ndarray:
         """Subject ids; a generated image without one is a subject of its own."""
         cohort = self.real if side == "real" else self.synthetic
         return cohort.table["subject_id"].astype(object).to_numpy()
+
+
+def _few_a_subject(cohort: Cohort) -> np.ndarray:
+    """A mask (n,); which images of a subject stay is told by their content."""
+    table = pd.DataFrame({"subject": cohort.table["subject_id"].astype(object).to_numpy(), "hash": cohort.image_hashes()})
+    size = table.groupby("subject", dropna=False)["hash"].transform("size")
+    most = max(1, round(HEAVY * float(size.groupby(table["subject"], dropna=False).first().median())))
+    order = table.sort_values("hash", kind="stable").groupby("subject", dropna=True).cumcount().reindex(table.index)
+    return ((order < most) | table["subject"].isna()).to_numpy()
+
+
+def left_out(compared: Compared) -> list[str]:
+    """That images of heavy subjects stay out of distances, where some do."""
+    counts = [int((~kept).sum()) for kept in compared.light]
+    if not any(counts):
+        return []
+    return [
+        f"{counts[0]} real and {counts[1]} generated images enter no distance: their subjects have more than {HEAVY:.0f} times as many "
+        "images as the median one, and would decide alone"
+    ]
+
+
+def told_alike(compared: Compared, readings: dict[str, Reading]) -> tuple[dict[str, Reading], list[str]]:
+    """Readings that part both sides alike, and why some columns have none: a judge that cannot tell groups parts nothing."""
+    found, refused = {}, []
+    for name in readings:
+        judgements = compared.judgement(name, "real"), compared.judgement(name, "synthetic")
+        whole = None if judgements[0] is None or judgements[1] is None else (judgements[0], judgements[1])
+        reading = alike_column(compared.real, compared.synthetic, name, whole)
+        auc = compared.judge_auc(name) if reading.basis == "judge" else 1.0
+        if auc < MIN_AUC:
+            refused.append(
+                f"quality, semantics and copies by {name} are not given: prompts are silent on it, and its judge hardly tells the groups "
+                f"of real images apart (AUC {auc:.2f}, at least {MIN_AUC} wanted)"
+            )
+        else:
+            found[name] = reading
+    return found, refused
 
 
 def _crossed(readings: dict[str, Reading], settings: AuditSettings) -> list[Reading]:
@@ -109,7 +161,9 @@ def quality_chapter(
     """Distances by every encoder; by the first one also how far the manifolds overlap, and log-IS by a judge's probabilities."""
     tables: list[QualityTable] = []
     facts = []
-    how = resampling(settings)
+    how, light = resampling(settings), compared.light
+    alone = [reading.kept(*light) for reading in readings.values()]
+    crossed = [reading.kept(*light) for reading in _crossed(readings, settings)]
     for place, path in enumerate(settings.encoder or _default_encoders(compared)):
         encoder = Encoder.load(path)
         real, synthetic = (cohort_features(encoder, side, batch_size=settings.batch_size) for side in (compared.real, compared.synthetic))
@@ -122,23 +176,23 @@ def quality_chapter(
         sides = compared.sides(real, synthetic)
         try:
             whole = Whole.of(sides, how)
-            for reading in _crossed(readings, settings):
+            for reading in crossed:
                 tables += [quality_table(reading, sides, whole, metric, encoder.name, how, primary=place == 0) for metric in ("kid", "fid")]
             if place == 0:
-                tables += [table for reading in readings.values() for table in overlap_tables(reading, sides, encoder.name, how)]
+                tables += [table for reading in alone for table in overlap_tables(reading, sides, encoder.name, how)]
         except FeatureError as error:
             raise UserError(f"--encoder {path}: {error}") from None
-    return tables + _inception_tables(compared, readings, how), facts
+    return tables + _inception_tables(compared, alone, how), facts
 
 
-def _inception_tables(compared: Compared, readings: dict[str, Reading], how: Resampling) -> list[QualityTable]:
+def _inception_tables(compared: Compared, readings: list[Reading], how: Resampling) -> list[QualityTable]:
     """By the first judge of a condition, else of an attribute; none without a judge."""
     schema = compared.real.schema
     name = next((name for name in (*schema.conditions, *schema.attributes) if name in compared.judges.by_target), None)
     if name is None:
         return []
     sides = compared.sides(*(compared.scores[side][name] for side in ("real", "synthetic")))
-    return [inception_table(reading, sides, f"judge of {name}", how) for reading in readings.values()]
+    return [inception_table(reading, sides, f"judge of {name}", how) for reading in readings]
 
 
 def _default_encoders(compared: Compared) -> list[Path]:
@@ -214,8 +268,9 @@ def copies_chapter(
     if len(train) > TRAIN_AT_MOST:
         train = train.subset(np.arange(len(train)) < TRAIN_AT_MOST)
     encoder = Encoder.load((settings.encoder or _default_encoders(compared))[0])
-    features = [cohort_features(encoder, side, batch_size=settings.batch_size) for side in (train, compared.synthetic)]
-    found = memorization_chapter(train, compared.real, compared.synthetic, _crossed(readings, settings), (features[0], features[1]))
+    cohorts = (train, compared.real, compared.synthetic)
+    features = Features(*(cohort_features(encoder, side, batch_size=settings.batch_size) for side in cohorts))
+    found = memorization_chapter(*cohorts, _crossed(readings, settings), features, resampling(settings))
     return (None, f"copies: {found}") if isinstance(found, str) else (found, "")
 
 

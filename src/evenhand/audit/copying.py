@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from evenhand.audit.frame import SubgroupFrame
 from evenhand.audit.intervals import FeatureError
-from evenhand.audit.memorization import CopyScores, authenticity, copy_rate_by_group, score_copies
+from evenhand.audit.memorization import CopyScores, authenticity, authenticity_by_group, copy_rate_by_group, nearest_ratio, score_copies
 from evenhand.audit.readings import Reading
-from evenhand.audit.result import Cell, CopyPair, CopyTable, GroupRow, Memorization, number
+from evenhand.audit.result import Cell, CopyPair, CopyTable, Memorization, number
+from evenhand.audit.tables import Resampling, group_rows
 from evenhand.cohorts.cohort import Cohort
 
 TRAIN_AT_MOST = 20_000
 _SHOWN = 6
 
 
+@dataclass(frozen=True)
+class Features:
+    """Features (n, d) of one encoder: of training images, of held-out ones and of generated ones."""
+
+    train: np.ndarray
+    heldout: np.ndarray
+    synthetic: np.ndarray
+
+
 def memorization_chapter(
-    train: Cohort, heldout: Cohort, synthetic: Cohort, readings: Sequence[Reading], features: tuple[np.ndarray, np.ndarray]
+    train: Cohort, heldout: Cohort, synthetic: Cohort, readings: Sequence[Reading], features: Features, how: Resampling
 ) -> Memorization | str:
     """Copies among the generated images, or why they cannot be told.
 
     Args:
         train, heldout: real images that a model may have seen, and those that it has not.
         readings: groups of the held-out and the generated images.
-        features: (n_train, d) and (m, d) of one encoder, for authenticity.
     """
     try:
         scores = score_copies(
             train.pixels(), heldout.pixels(), synthetic.pixels(), heldout_subjects=heldout.table["subject_id"].astype(object).to_numpy()
         )
+        subjects = synthetic.table["subject_id"].astype(object).to_numpy()
+        beside = [table for reading in readings if len(reading.by) == 1 for table in _beside(reading, features, subjects, how)]
     except FeatureError as error:
         return str(error)
-    subjects = synthetic.table["subject_id"].astype(object).to_numpy()
     return Memorization(
         n_train=len(train), n_heldout=int(np.isfinite(scores.heldout_score).sum()), leaked=scores.leaked, sensitivity=scores.sensitivity,
-        authenticity=Cell.of(authenticity(*features, subjects=subjects)),
-        tables=[_table(reading, scores, subjects) for reading in readings],
+        authenticity=Cell.of(authenticity(features.train, features.synthetic, subjects=subjects)),
+        tables=[_copies(reading, scores, subjects) for reading in readings],
+        beside=beside,
         worst=[
             CopyPair(
                 image=str(synthetic.table["image"].iloc[place]), train_image=str(train.table["image"].iloc[scores.train_index[place]]),
@@ -47,18 +61,22 @@ def memorization_chapter(
     )  # fmt: skip
 
 
-def _table(reading: Reading, scores: CopyScores, subjects: np.ndarray) -> CopyTable:
+def _copies(reading: Reading, scores: CopyScores, subjects: np.ndarray) -> CopyTable:
     frame = copy_rate_by_group(scores, reading.synthetic, subjects, heldout_groups=reading.real)
-    real, synthetic = reading.real.value_counts(), reading.synthetic.value_counts()
-    rows = [
-        GroupRow(
-            group=str(name), n=int(row["n"]), value=number(row["value"]), low=number(row["low"]), high=number(row["high"]),
-            reason=str(row["reason"]), n_real=int(real.get(name, 0)), n_synthetic=int(synthetic.get(name, 0)),
-        )
-        for name, row in frame.by_group.iterrows()
-    ]  # fmt: skip
+    return _table(reading, frame, "copy rate", scores.reason)
+
+
+def _beside(reading: Reading, features: Features, subjects: np.ndarray, how: Resampling) -> list[CopyTable]:
+    ratio = nearest_ratio(
+        features.train, features.heldout, features.synthetic, reading.synthetic, subjects=subjects, n_boot=how.n_boot, seed=how.seed
+    )
+    share = authenticity_by_group(features.train, features.synthetic, reading.synthetic, subjects=subjects)
+    return [_table(reading, ratio, "nearest ratio"), _table(reading, share, "authenticity")]
+
+
+def _table(reading: Reading, frame: SubgroupFrame, metric: Any, fault: str = "") -> CopyTable:
     return CopyTable(
-        question=f"memorization:{reading.question}", by=list(reading.by), basis=reading.basis,
-        overall=Cell.of(frame.overall, scores.reason), rows=rows, gap=number(frame.gap),
-        worst=None if frame.worst is None else str(frame.worst),
+        question=f"memorization:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric,
+        direction="lower" if metric == "copy rate" else "higher", overall=Cell.of(frame.overall, fault),
+        rows=group_rows(frame, {}, reading), gap=number(frame.gap), worst=None if frame.worst is None else str(frame.worst),
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,10 @@ class Reading:
     real: pd.Series
     synthetic: pd.Series
     basis: Basis
+
+    def kept(self, real: np.ndarray, synthetic: np.ndarray) -> Reading:
+        """The same of some images: masks (n,) and (m,)."""
+        return replace(self, real=self.real[real].reset_index(drop=True), synthetic=self.synthetic[synthetic].reset_index(drop=True))
 
     @property
     def question(self) -> str:
@@ -59,6 +63,24 @@ def read_column(real: Cohort, synthetic: Cohort, column: str, judgement: pd.Seri
     names = list(real.schema.columns.get(column, []))
     extra = sorted({*truth.dropna(), *labels.dropna()} - set(names))
     return Reading((column,), _categorical(truth, [*names, *extra]), _categorical(labels, [*names, *extra]), basis)
+
+
+def alike_column(real: Cohort, synthetic: Cohort, column: str, judgements: tuple[pd.Series, pd.Series] | None) -> Reading:
+    """Groups along one column told alike on both sides, for comparing images with images.
+
+    By what is stated; generated images that are silent where others are not stay out. Where all are silent, by the judge's reading
+    of both sides: images that a judge takes for one group differ from those that are of it, so stated groups of real images beside
+    judged ones of generated images would show a gap where there is none.
+    """
+    asked, truth = stated(synthetic, column), stated(real, column)
+    if asked.isna().all() and judgements is not None:
+        truth, asked = judgements
+        basis: Basis = "judge"
+    else:
+        basis = "none" if asked.isna().all() else "requested"
+    names = list(real.schema.columns.get(column, []))
+    extra = sorted({*truth.dropna(), *asked.dropna()} - set(names))
+    return Reading((column,), _categorical(truth, [*names, *extra]), _categorical(asked, [*names, *extra]), basis)
 
 
 def cross(readings: Sequence[Reading]) -> Reading:

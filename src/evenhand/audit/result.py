@@ -184,13 +184,16 @@ class UtilityTable(_Part):
 
 
 class CopyTable(_Part):
-    """Share of generated images that are copies or near copies of training images, by subgroup, less what passes by chance."""
+    """Share of generated images that are copies or near copies of training images, by subgroup, less what passes by chance.
+
+    Or beside it: the distance to the nearest training image over that to the nearest held-out one, and the share of authentic images.
+    """
 
     question: str
     by: list[str]
     basis: Basis
-    metric: Literal["copy rate"] = "copy rate"
-    direction: Literal["lower"] = "lower"
+    metric: Literal["copy rate", "nearest ratio", "authenticity"] = "copy rate"
+    direction: Literal["lower", "higher"] = "lower"
     overall: Cell
     overall_reference: None = None
     rows: list[GroupRow]
@@ -216,6 +219,7 @@ class Memorization(_Part):
     sensitivity: float
     authenticity: Cell
     tables: list[CopyTable]
+    beside: list[CopyTable]  # nearest ratio and authenticity by single attributes
     worst: list[CopyPair]
 
 

@@ -14,10 +14,12 @@ from evenhand.audit.chapters import (
     Compared,
     copies_chapter,
     fairness_chapter,
+    left_out,
     presence_chapter,
     quality_chapter,
     recipe,
     semantics_chapter,
+    told_alike,
     utility_chapter,
 )
 from evenhand.audit.decisions import Question, Rule, parse_question, parse_rule
@@ -149,19 +151,20 @@ class _Chapters:
 def _chapters(
     settings: AuditSettings, real: Cohort, real_rows: str, compared: Compared, readings: dict[str, Reading], folder: Path
 ) -> _Chapters:
-    quality, encoders = quality_chapter(compared, readings, settings)
+    alike, refused = told_alike(compared, readings)
+    quality, encoders = quality_chapter(compared, alike, settings)
     utility, useless = utility_chapter(real, real_rows, compared, readings, settings, folder)
-    memorization, uncopied = copies_chapter(real, real_rows, compared, readings, settings)
+    memorization, uncopied = copies_chapter(real, real_rows, compared, alike, settings)
     parts = {
         "presence": presence_chapter(real, compared, readings, settings),
         "quality": quality,
         "encoders": encoders,
-        "semantics": semantics_chapter(compared, readings, settings),
+        "semantics": semantics_chapter(compared, alike, settings),
         "fairness": fairness_chapter(compared, readings, settings),
         "utility": utility,
         "memorization": memorization,
     }
-    return _Chapters(parts, [*useless, *([uncopied] if uncopied else [])])
+    return _Chapters(parts, [*refused, *left_out(compared), *useless, *([uncopied] if uncopied else [])])
 
 
 def _result(settings: AuditSettings, declared: _Declared, real: tuple[Cohort, Any], compared: Compared, found: _Chapters) -> AuditResult:

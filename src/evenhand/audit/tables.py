@@ -100,7 +100,11 @@ def overlap_tables(reading: Reading, sides: Sides, encoder: str, how: Resampling
             sides.real, sides.synthetic, reading.real, reading.synthetic, manifolds.metric(name), higher_is_better=True,
             repeats=min(how.repeats, 5), seed=how.seed, subjects=sides.subjects, min_n=how.min_n, at_most=_OVERLAP_AT_MOST,
         )  # fmt: skip
-        found.append(_view(reading, frame, name, encoder, {}, None))
+        table = _view(reading, frame, name, encoder, {}, None)
+        if name != "density":  # the others are shares
+            for cell in (table.overall, *table.rows):
+                cell.low, cell.high = (None if bound is None else min(max(bound, 0.0), 1.0) for bound in (cell.low, cell.high))
+        found.append(table)
     return found
 
 

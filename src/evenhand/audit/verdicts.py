@@ -38,14 +38,22 @@ def decide(tables: Sequence[Table], primary: Sequence[Question]) -> list[Decisio
     adjusted = np.full(len(asked), math.nan)
     adjusted[declared] = holm(p_values[declared])
     adjusted[~declared] = benjamini_hochberg(p_values[~declared])
-    return [
+    found = [
         Decision(
             question=table.question, primary=bool(first), gap=table.gap, effect=getattr(table, "effect", None), p_value=number(p),
             p_adjusted=number(q), adjustment="holm" if first else "benjamini-hochberg", flagged=bool(q < ALPHA),
         )
         for table, first, p, q in zip(asked, declared, p_values, adjusted, strict=True)
-        if first or math.isfinite(p)  # what was declared is answered, if only by saying that it cannot be tested
+        if first or math.isfinite(p)
     ]  # fmt: skip
+    # What was declared is answered, if only by saying that it cannot be tested.
+    missing = [question for question in primary if not any(question.matches(parse_question(table.question)) for table in asked)]
+    return found + [
+        Decision(
+            question=str(question), primary=True, gap=None, effect=None, p_value=None, p_adjusted=None, adjustment="holm", flagged=False
+        )
+        for question in missing
+    ]
 
 
 def decisive(table: Table) -> bool:

@@ -32,7 +32,7 @@ def records(result: AuditResult) -> Iterator[dict[str, Any]]:
                 "low": None if refused else row.low, "high": None if refused else row.high, "beside": row.target, "beside_is": "target",
                 "reason": f"not identifiable: {table.refusal}" if refused else row.reason,
             }  # fmt: skip
-    copies = result.memorization.tables if result.memorization else []
+    copies = [*result.memorization.tables, *result.memorization.beside] if result.memorization else []
     parts: list[QualityTable | SemanticTable | UtilityTable | CopyTable] = [*result.quality, *result.semantics, *result.utility, *copies]
     for part in parts:
         encoder = getattr(part, "encoder", "")
@@ -137,7 +137,7 @@ def _span(record: dict[str, Any]) -> str:
 def _plain(value: float | None, metric: str) -> str:
     if value is None:
         return ""
-    return percent(value) if metric in ("share", "copy rate") else figure(value)
+    return percent(value) if metric in ("share", "copy rate", "authenticity") else figure(value)
 
 
 def inline(text: str) -> str:
