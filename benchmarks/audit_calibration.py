@@ -19,13 +19,14 @@ import numpy as np
 from common import write_result
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from scipy.special import softmax
 from scipy.stats import norm
 
 from evenhand.audit.decisions import holm, paired_bootstrap
 from evenhand.audit.fidelity import kernel_distance
 from evenhand.audit.gaps import quality_gap
 from evenhand.audit.memorization import score_copies
-from evenhand.audit.representation import estimate_mix
+from evenhand.audit.representation import estimate_mix, mix_gap
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.core.randomness import generator
@@ -82,6 +83,34 @@ def _presence_cell(repeats: int, accuracy: float, share: float) -> Rates:
         "bias": float(np.mean(errors)), "rmse": float(np.sqrt(np.mean(np.square(errors)))), "coverage": covered / repeats,
         "refused": {name: count / repeats for name, count in refused.items()},
     }  # fmt: skip
+
+
+def groups(repeats: int) -> Rates:
+    """Three groups: distance of the estimated mix from the true one, and coverage; two groups and a judge of AUC .6: refusals."""
+    found: Rates = {}
+    corners = 1.9 * np.array([[1.0, 0.0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]])  # a judge that is right four times in five
+    for mix in ((1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1), (0.05, 0.05, 0.9)):
+        distance, covered, refused = [], 0.0, 0
+        for repeat in range(repeats):
+            rng = generator(repeat, "groups", str(mix))
+            labels, kinds = rng.integers(3, size=2000), rng.choice(3, size=500, p=mix)
+            probs = [softmax((corners[kind] + rng.normal(size=(len(kind), 2))) @ corners.T, axis=1) for kind in (labels, kinds)]
+            estimate = estimate_mix(probs[1], probs[0], labels, seed=repeat)
+            truth = np.array(mix)
+            distance.append(mix_gap(estimate.values, truth))
+            covered += float(((estimate.low <= truth) & (truth <= estimate.high)).mean())
+            refused += not estimate.identifiable
+        found[f"mix {', '.join(f'{share:.2f}' for share in mix)}"] = {
+            "mean_total_variation": float(np.mean(distance)), "largest_total_variation": float(np.max(distance)),
+            "coverage": covered / repeats, "refused": refused / repeats,
+        }  # fmt: skip
+    blind = 0
+    for repeat in range(repeats):
+        rng = generator(repeat, "groups", "blind")
+        accuracy = float(norm.cdf(norm.ppf(0.6) / 2**0.5))  # of equal normal classes whose AUC is .6
+        (labels, calibration), (_, logits) = two_groups(rng, 2000, 0.5, accuracy), two_groups(rng, 500, 0.2, accuracy)
+        blind += not estimate_mix(sigmoid(logits), sigmoid(calibration), labels, n_boot=0, seed=repeat).identifiable
+    return {**found, "judge of AUC .6": {"refused": blind / repeats}}
 
 
 def distances(repeats: int) -> Rates:
@@ -229,6 +258,7 @@ def _paired_p(before: np.ndarray, after: np.ndarray, label: np.ndarray, draws: i
 
 SECTIONS: dict[str, Callable[[int], Rates]] = {
     "presence": presence,
+    "groups": groups,
     "distances": distances,
     "gaps": gaps,
     "power": power,
