@@ -21,6 +21,7 @@ from evenhand.audit.result import (
 
 VISIBLE_AUC = 0.7
 _Asked = TypeVar("_Asked", SemanticTable, UtilityTable)
+_WHITENED = ", seen once features are whitened"
 _BASIS = {"requested": "as requested", "judge": "by the judge, corrected", "mixed": "as requested, else by the judge, corrected"}
 
 
@@ -76,16 +77,17 @@ def quality_finding(table: QualityTable, verdict: Decision | None) -> Finding:
         reason = next((f"{row.group}: {row.reason}" for row in table.rows if row.reason), "too few images or subjects")
         text = f"Quality by {name}: fewer than two groups can be {'measured' if len(shown) < 2 else 'tested'} ({reason})."
         return Finding(question=table.question, kind="quality", text=text)
-    worst = next((row for row in shown if row.group == table.worst), max(shown, key=_value))
-    best = min((row for row in shown if row is not worst), key=_value)
     tested = f"{'declared test' if verdict.primary else 'adjusted'} p = {probability(verdict.p_adjusted)}"
-    if verdict.flagged:
+    cells = ", ".join(f"{row.group} {interval(row)}" for row in shown[:4])
+    told = {group: value for group, value in table.tested.items() if value is not None}
+    if verdict.flagged and table.worst in told:
+        best = min(told, key=lambda group: told[group])
         text = (
-            f"Quality by {name}: images of {worst.group} lie further from real ones (KID {interval(worst)}) than those of {best.group} "
-            f"({interval(best)}); {tested}."
+            f"Quality by {name}: images of {table.worst} lie further from real ones than those of {best} ({figure(told[table.worst])} "
+            f"against {figure(told[best])} in units of the real images' own spread{_WHITENED if table.view == 'whitened' else ''}); "
+            f"{tested} (KID {cells})."
         )
     else:
-        cells = ", ".join(f"{row.group} {interval(row)}" for row in shown[:4])
         text = f"Quality by {name}: no gap is shown, {tested} (KID {cells})."
     return Finding(question=table.question, kind="quality", text=text)
 

@@ -105,7 +105,9 @@ class QualityTable(_Part):
     gap: float | None
     worst: str | None
     p_value: float | None = None  # of equally well generated groups; only with the kernel distance
-    effect: float | None = None  # largest difference of two groups' distances, each over the spread of its real images
+    effect: float | None = None  # largest difference of the tested distances
+    view: str = ""  # of what features: "relative" as they are, "whitened"
+    tested: dict[str, float | None] = {}  # each group's distance in that view, over the kernel variance of its own real images
 
 
 class SemanticTable(_Part):

@@ -13,7 +13,7 @@ import pandas as pd
 from evenhand.audit.equity import equity_scaled
 from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
 from evenhand.audit.frame import Estimate, SubgroupFrame
-from evenhand.audit.gaps import quality_gap
+from evenhand.audit.gaps import GapTest, quality_gap
 from evenhand.audit.intervals import FeatureError, subject_codes
 from evenhand.audit.manifold import MANIFOLD_METRICS, NEIGHBOURS, Manifold, log_inception_score, manifold_metrics
 from evenhand.audit.readings import Reading
@@ -75,20 +75,28 @@ def quality_table(
         repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n, with_overall=False,
         at_most=None if metric == "kid" else _FRECHET_AT_MOST,
     )  # fmt: skip
-    floors, p, effect, worst = {}, math.nan, math.nan, None
+    floors: dict = {}
+    answer: dict[str, Any] = {"worst": _name(frame.worst)}
     if metric == "kid":
         tested = quality_gap(
             sides.real, sides.synthetic, reading.real, reading.synthetic, subjects=sides.subjects, seed=how.seed, min_n=how.min_n
         )
-        p, effect, worst = tested.p_value, tested.effect, tested.worst
+        answer = _answer(tested) if tested.view else answer
         floors = {name: real_floor(sides, (reading.real == name).to_numpy(), how) for name in frame.by_group.index}
     return QualityTable(
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=primary, encoder=encoder,
         n=frame.overall.n, overall=whole.kid if metric == "kid" else whole.fid,
         overall_reference=whole.floor if metric == "kid" else None,
-        rows=group_rows(frame, floors, reading), gap=number(frame.gap), worst=_name(frame.worst if worst is None else worst),
-        p_value=number(p), effect=number(effect),
+        rows=group_rows(frame, floors, reading), gap=number(frame.gap), **answer,
     )  # fmt: skip
+
+
+def _answer(tested: GapTest) -> dict[str, Any]:
+    distances = {str(name): number(float(value)) for name, value in tested.by_group[tested.view].items()}
+    return {
+        "p_value": number(tested.p_value), "effect": number(tested.effect), "worst": _name(tested.worst),
+        "view": tested.view, "tested": distances,
+    }  # fmt: skip
 
 
 def overlap_tables(reading: Reading, sides: Sides, encoder: str, how: Resampling) -> list[QualityTable]:
