@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from evenhand.audit.identifiability import one_against_rest_auc
 from evenhand.audit.intervals import FeatureError
+from evenhand.audit.mixing import log_probabilities, recalibrate
 from evenhand.audit.representation import estimate_mix, prediction_powered_mix
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -145,7 +146,7 @@ def test_one_image_gives_no_share_and_no_crash() -> None:
     labels, logits = two_groups(rng, 200, 0.5)
     features = rng.normal(size=(200, 3))
     found = estimate_mix([0.7], _sigmoid(logits), labels, features=features[:1], calibration_features=features, n_boot=20)
-    assert not found.identifiable and "1 image only" in found.reason and found.values.sum() == pytest.approx(1)
+    assert not found.identifiable and "1 image(s) only" in found.reason and found.values.sum() == pytest.approx(1)
 
 
 def test_one_patient_with_most_images_is_no_proof_of_a_shift() -> None:
@@ -235,3 +236,36 @@ def test_labels_of_a_hand_need_two() -> None:
         prediction_powered_mix([0.2, 0.8, 0.5], [1, -1, np.nan])
     everything = prediction_powered_mix([0.2, 0.8, 0.5, 0.1], [0, 1, 1, 0])
     assert everything.values == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("sure", [1.0, 6.0, 15.0, 1e6])
+def test_a_judge_that_is_far_too_sure_of_itself_is_recalibrated_and_not_turned_round(sure: float) -> None:
+    rng = np.random.default_rng(3)
+    labels, kinds = rng.integers(0, 2, 1000), (rng.random(400) < 0.2).astype(int)
+    probs = [1 / (1 + np.exp(-np.clip(sure * 2.4 * (2 * kind - 1 + rng.normal(size=len(kind))), -500, 500))) for kind in (labels, kinds)]
+    slope = recalibrate(log_probabilities(np.column_stack([1 - probs[0], probs[0]])), labels, np.ones((1, 1000)))[0, 0]
+    found = estimate_mix(probs[1], probs[0], labels, n_boot=100)
+    assert slope > 0 and found.values[1] == pytest.approx(kinds.mean(), abs=0.06)
+    assert found.low[1] <= kinds.mean() <= found.high[1] and found.identifiable
+
+
+def test_hard_votes_are_corrected_too() -> None:
+    rng = np.random.default_rng(4)
+    labels, kinds = rng.integers(0, 2, 2000), (rng.random(500) < 0.77).astype(int)
+    votes = [np.eye(2)[np.where(rng.random(len(kind)) < 0.85, kind, 1 - kind)] for kind in (labels, kinds)]
+    found = estimate_mix(votes[1], votes[0], labels, n_boot=100)
+    assert found.values[1] == pytest.approx(estimate_mix(votes[1], votes[0], labels, n_boot=0, method="acc").values[1], abs=0.01)
+
+
+def test_columns_in_the_wrong_order_are_named_as_such() -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 400)
+    probs = 1 / (1 + np.exp(-3 * (2 * labels - 1 + rng.normal(size=400))))
+    assert "wrong way round" in estimate_mix(1 - probs, 1 - probs, labels, n_boot=0).reason
+
+
+def test_a_group_that_few_images_do_not_show_may_still_be_there() -> None:
+    labels = np.arange(400) % 2
+    sure = np.where(labels == 1, 0.999, 0.001)
+    found = estimate_mix(np.full(30, 0.999), sure, labels, n_boot=100)
+    assert found.values[1] > 0.99 and found.low[1] < 0.9 and found.high[0] > 0.1

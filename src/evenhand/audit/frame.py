@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evenhand.core.errors import UserError
 from evenhand.core.groups import NOT_GROUPS
+
+
+class FeatureError(UserError):
+    """Features, scores or labels that no metric can be computed from."""
+
 
 COLUMNS = ("n", "value", "low", "high", "reason")
 
@@ -84,7 +90,7 @@ def is_group(label: Any) -> bool:
     if label is None or label is pd.NaT or label is pd.NA:
         return False
     if isinstance(label, str | bytes):
-        return str(label).strip() not in ("", "-1", "nan", *NOT_GROUPS)
+        return str(label).strip().lower() not in ("", "-1", "nan", *NOT_GROUPS)
     return not (isinstance(label, int | float | np.number) and (math.isnan(label) or label == -1))
 
 
@@ -93,7 +99,7 @@ def as_labels(labels: Any) -> tuple[np.ndarray, list[Any]]:
 
     Names are sorted; categories of a pandas categorical keep their order and stay even where no row has them.
     """
-    series = labels if isinstance(labels, pd.Series) else pd.Series(labels)
+    series = labels if isinstance(labels, pd.Series) else pd.Series(_one_dimensional(labels))
     if isinstance(series.dtype, pd.CategoricalDtype):
         names = [name for name in series.cat.categories if is_group(name)]
         series = series.astype(object)
@@ -103,6 +109,17 @@ def as_labels(labels: Any) -> tuple[np.ndarray, list[Any]]:
     place = {name: code for code, name in enumerate(names)}
     codes = [place[_plain(label)] if is_group(label) else -1 for label in series]
     return np.array(codes, dtype=int), names
+
+
+def _one_dimensional(labels: Any) -> Any:
+    """Labels as they came, or an error: a label an image, not a row of them."""
+    try:
+        shape = np.shape(labels)
+    except ValueError:
+        shape = (len(labels), -1)
+    if len(shape) != 1 and not isinstance(labels, pd.Categorical):
+        raise FeatureError(f"labels have shape {shape}; give one an image, joined for an intersection ('female x old')")
+    return labels
 
 
 def _plain(label: Any) -> Any:

@@ -19,7 +19,9 @@ from evenhand.core.randomness import generator
 MIN_AUC = 0.7
 SCORE_LEVEL, FEATURE_LEVEL = 0.035, 0.01  # together they keep refusals of a true label shift within 5 %
 SHARE_EFFECT = 0.03  # a change of the scores that moves no share by so much does not matter
-FEATURE_EFFECT = 0.5  # within-class standard deviations; smaller misfits of a feature do not matter
+SHARE_PART = 0.2  # unless it is this part of a group's share
+FEATURE_EFFECT = 0.2  # within-class standard deviations; smaller misfits of a feature do not matter
+SENSITIVITY_SHIFT = 0.1  # within-class standard deviations of the score
 FEATURE_SEPARATION = 0.25  # nor do misfits below this part of the distance between classes
 _SHIFTS = (-1.0, -0.5, 0.5, 1.0)  # within-class standard deviations of the score
 _SCALES = (0.6, 1.6)
@@ -182,8 +184,11 @@ def _density(values: np.ndarray, grid: np.ndarray, sd: float) -> np.ndarray:
     return smooth / smooth.sum()
 
 
-def share_change(score: np.ndarray, calibration_score: np.ndarray, mixture: Mixture) -> float:
+def share_change(score: np.ndarray, calibration_score: np.ndarray, mixture: Mixture) -> tuple[float, float]:
     """How far shares move if the scores were shifted or stretched alike in all classes, by the likeliest such change.
+
+    Returns:
+        The largest change of a share, and the largest as a part of the larger of the group's two shares.
 
     Where classes lie far apart a shift of the scores changes no count, however clearly it is seen.
     """
@@ -196,7 +201,8 @@ def share_change(score: np.ndarray, calibration_score: np.ndarray, mixture: Mixt
     changes = [(0.0, 1.0), *((shift, stretch) for shift in np.linspace(-2, 2, 17) for stretch in (0.6, 1.0, 1.6))]
     fits = [_fit(_moved(densities, grid, shift * sd, stretch, centre) + _LEAST_DENSITY, counts) for shift, stretch in changes]
     likeliest = max(range(len(fits)), key=lambda place: fits[place][1])
-    return float(np.abs(fits[likeliest][0] - fits[0][0]).max())
+    change = np.abs(fits[likeliest][0] - fits[0][0])
+    return float(change.max()), float((change / np.maximum(fits[likeliest][0], fits[0][0]).clip(1e-12)).max())
 
 
 def _moved(densities: np.ndarray, grid: np.ndarray, shift: float, stretch: float, centre: float) -> np.ndarray:

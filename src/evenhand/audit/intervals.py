@@ -11,15 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from evenhand.core.errors import UserError
+from evenhand.audit.frame import FeatureError
 
 Z95 = 1.959963984540054
 _WEIGHTS_AT_ONCE = 4_000_000  # cells of a bootstrap block: 32 MB
 HEAVY = 3.0  # times the median images a subject
-
-
-class FeatureError(UserError):
-    """Features or scores that no metric can be computed from."""
 
 
 def as_features(features: Any, name: str) -> np.ndarray:

@@ -5,12 +5,15 @@ Every function takes image weights (b, n): how often each image stands in each o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import nnls
+from scipy.special import logsumexp
 
 _FLOOR = 1e-6  # a probability of 0 has no logarithm
 _MOST_ROUNDS = 300
-_NEWTON_ROUNDS = 25
+_NEWTON_ROUNDS, _HALVINGS = 50, 30
 
 
 def log_probabilities(probs: np.ndarray) -> np.ndarray:
@@ -49,11 +52,30 @@ def recalibrate(logs: np.ndarray, labels: np.ndarray, weights: np.ndarray, start
         spread = np.einsum("bn,bnk,nkq,nkr->bqr", weights, p, design, design, optimize=True)
         spread -= np.einsum("bn,bnq,bnr->bqr", weights, mean, mean, optimize=True)
         step = np.linalg.solve(spread + np.eye(k), gradient[..., None])[..., 0]
-        size = np.abs(step).max(axis=1, keepdims=True)
-        found = found + step * np.minimum(1, 2 / np.maximum(size, 1e-12))
-        if size.max() < 1e-8:
+        found, moved = _descended(found, step, lambda point: _misfit(point, design, chosen, weights, prior))
+        if moved < 1e-8:
             break
     return found
+
+
+def _misfit(point: np.ndarray, design: np.ndarray, chosen: np.ndarray, weights: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Log-loss with the prior's penalty, (b,)."""
+    values = np.einsum("nkq,bq->bnk", design, point)
+    loss = logsumexp(values, axis=2) - point @ chosen.T
+    return np.asarray((weights * loss).sum(axis=1) + 0.5 * ((point - prior) ** 2).sum(axis=1))
+
+
+def _descended(found: np.ndarray, step: np.ndarray, misfit: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, float]:
+    """Newton's step, halved where it overshoots: with a judge that is far too sure of itself the full one leads away."""
+    before, share = misfit(found), np.ones((len(found), 1))
+    for _ in range(_HALVINGS):
+        worse = misfit(found + share * step) > before + 1e-12 * np.abs(before)
+        if not worse.any():
+            break
+        share[worse] /= 2
+    else:
+        share[worse] = 0  # it cannot be improved upon
+    return found + share * step, float(np.abs(share * step).max())
 
 
 def density_ratios(logs: np.ndarray, parameters: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -17,7 +17,9 @@ from evenhand.audit.identifiability import (
     FEATURE_SEPARATION,
     MIN_AUC,
     SCORE_LEVEL,
+    SENSITIVITY_SHIFT,
     SHARE_EFFECT,
+    SHARE_PART,
     Mixture,
     feature_statistics,
     one_against_rest_auc,
@@ -106,8 +108,8 @@ def mix_gap(observed: Any, target: Any) -> float:
     """Total variation distance between two mixes: half the sum of absolute differences, 0 to 1.
 
     Args:
-        observed, target: group -> share, or both as shares (K,) in one order. A group that one mapping does not name has a share
-            of 0 there. NaN where a share is.
+        observed, target: group -> share (a mapping or a pandas Series), or both as shares (K,) in one order. A group that one mapping
+            does not name has a share of 0 there. NaN where a share is.
 
     Raises:
         FeatureError: a side whose shares are negative or do not sum to 1, or arrays of different length.
@@ -116,18 +118,22 @@ def mix_gap(observed: Any, target: Any) -> float:
     0.3
     """
     sides = [_named_shares(name, mix) for name, mix in (("observed", observed), ("target", target))]
-    named = [isinstance(mix, Mapping) for mix in (observed, target)]
+    named = [isinstance(mix, Mapping | pd.Series) for mix in (observed, target)]
     if named[0] != named[1] or (not named[0] and len(sides[0]) != len(sides[1])):
         raise FeatureError("the two mixes do not name the same groups; give two mappings, or two arrays of one length")
     if any(math.isnan(share) for side in sides for share in side.values()):
         return math.nan
     keys = [*sides[0], *(key for key in sides[1] if key not in sides[0])]
-    return 0.5 * sum(abs(sides[0].get(key, 0.0) - sides[1].get(key, 0.0)) for key in keys)
+    apart = sum(abs(sides[0].get(key, 0.0) - sides[1].get(key, 0.0)) for key in keys)
+    return min(1.0, 0.5 * apart)
 
 
 def _named_shares(name: str, mix: Any) -> dict[Any, float]:
-    items = mix.items() if isinstance(mix, Mapping) else enumerate(np.asarray(mix, dtype=float).ravel())
-    shares = {key: float(share) for key, share in items}
+    items = mix.items() if isinstance(mix, Mapping | pd.Series) else enumerate(np.asarray(mix, dtype=object).ravel())
+    try:
+        shares = {key: math.nan if share is None else float(share) for key, share in items}
+    except (TypeError, ValueError):
+        raise FeatureError(f"{name} mix: a share is not a number") from None
     values = list(shares.values())
     if not any(math.isnan(share) for share in values) and (not values or min(values) < 0 or abs(sum(values) - 1) > 1e-3):
         raise FeatureError(f"{name} mix: shares must be 0 or more and sum to 1, not to {sum(values):g}")
@@ -335,30 +341,43 @@ class _MixData:
         low, high = np.quantile(np.concatenate(found), [0.025, 0.975], axis=0)
         sizes = np.bincount(self.codes), np.bincount(self.calibration_codes, weights=self.counted)
         wider = t_multiplier(min(map(effective_subjects, sizes))) / Z95
-        return (value + wider * (low - value)).clip(0, 1), (value + wider * (high - value)).clip(0, 1)
+        low, high = (value + wider * (low - value)).clip(0, 1), (value + wider * (high - value)).clip(0, 1)
+        most = 1 - 0.025 ** (1 / effective_subjects(sizes[0]))  # of a group that so many subjects do not show: no draw moves a share of 0
+        return np.where(value >= 1 - 1e-6, np.minimum(low, 1 - most), low), np.where(value <= 1e-6, np.maximum(high, most), high)
 
     def fault(self, features: tuple[np.ndarray, np.ndarray] | None, seed: int) -> tuple[str, dict[str, float]]:
         """Why the mix cannot be known, or nothing; and the greatest misfits that were found."""
+        auc = one_against_rest_auc(self.calibration, self.labels)
+        blind = int(np.argmin(np.nan_to_num(auc, nan=1.0)))
+        reason = self._too_few() or self._unseen(self.names[blind], auc[blind])
+        return (reason, {}) if reason else self._misfit(features, blind, seed)
+
+    def _too_few(self) -> str:
+        wanted = f"at least {_MIN_CALIBRATION} wanted"
         few = [(name, n) for name, n in zip(self.names, self.counts, strict=True) if n < _MIN_CALIBRATION]
         if few:
-            name, n = few[0]
-            return f"group {name} has {n} calibration images, at least {_MIN_CALIBRATION} wanted", {}
-        if len(self.probs) < 2:
-            return "1 image only: whether it fits a mixture cannot be tested", {}
-        auc = one_against_rest_auc(self.calibration, self.labels)
-        blind = int(np.argmin(auc))
-        if auc[blind] < MIN_AUC:
-            return f"the classifier cannot see the attribute: AUC {auc[blind]:.2f} for {self.names[blind]}, at least {MIN_AUC} wanted", {}
+            return f"group {few[0][0]} has {few[0][1]} calibration images, {wanted}"
+        return f"{len(self.probs)} image(s) only, {wanted} to test whether they fit a mixture" if len(self.probs) < _MIN_CALIBRATION else ""
+
+    @staticmethod
+    def _unseen(name: Any, auc: float) -> str:
+        if auc <= 1 - MIN_AUC:
+            return f"the classifier tells {name} from the others the wrong way round (AUC {auc:.2f}); check the order of its columns"
+        return f"the classifier cannot see the attribute: AUC {auc:.2f} for {name}, at least {MIN_AUC} wanted" if auc < MIN_AUC else ""
+
+    def _misfit(self, features: tuple[np.ndarray, np.ndarray] | None, blind: int, seed: int) -> tuple[str, dict[str, float]]:
+        """Whether scores and features fit some mixture of the calibration classes."""
         mixture = self._mixture()
         own, theirs = zip(*(shift_statistics(*scores, mixture) for scores in self._scores()), strict=True)
         found = residuals(np.hstack(own), np.hstack(theirs), mixture)
-        effects = {"scores": max(share_change(*scores, mixture) for scores in self._scores())}
-        if effects["scores"] >= SHARE_EFFECT and found.p_value(seed, "scores") < SCORE_LEVEL:
+        apart = separation(_log_odds(self.calibration_logs[:, blind]), self.labels, blind, self.k)
+        changes = np.max([share_change(*scores, mixture) for scores in self._scores()], axis=0)
+        effects = {"scores": float(changes[0]), "sensitivity": SENSITIVITY_SHIFT / max(apart, SENSITIVITY_SHIFT)}
+        if (changes >= (SHARE_EFFECT, SHARE_PART)).any() and found.p_value(seed, "scores") < SCORE_LEVEL:
             return "the scores fit no mixture of the calibration classes: the images differ in more than their mix", effects
         if features is not None:
             found = residuals(*feature_statistics(*features, self.labels, self.k), mixture)
             effects["features"] = float(found.sure.max())  # of hundreds of features one lies far off by chance
-            apart = separation(_log_odds(self.calibration_logs[:, blind]), self.labels, blind, self.k)
             allowed = max(FEATURE_EFFECT, FEATURE_SEPARATION * apart)
             if effects["features"] >= allowed and found.p_value(seed, "features") < FEATURE_LEVEL:
                 return f"features fit no mixture of the calibration classes: one lies {np.abs(found.effect).max():.1f} sd off", effects
