@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from evenhand.audit.findings import presence_finding
-from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
+from evenhand.audit.presence import JudgedColumn, PresenceData, Target, presence_table, target_shares
 from evenhand.audit.readings import Reading, cross, hand_labels, judged, read_column
 from evenhand.audit.result import PresenceTable
 from evenhand.cohorts.cohort import Cohort, CohortSchema
@@ -48,7 +48,7 @@ def shares(table: PresenceTable) -> dict[str, float | None]:
 
 def test_a_judges_count_is_corrected_and_the_headline_reads_as_promised() -> None:
     data, sex, _ = world(0.9, ["x"] * 600)
-    table = presence_table(sex, *target_shares(sex, parse_mix("sex=male:0.5,female:0.5")), data)
+    table = presence_table(sex, target_shares(sex, parse_mix("sex=male:0.5,female:0.5")), data)
     male = table.rows[0]
     assert male.raw is not None and male.value is not None and male.low is not None and male.high is not None
     assert male.raw < 0.8 and male.value == pytest.approx(0.9, abs=0.08) and male.low < 0.9 < male.high
@@ -60,16 +60,16 @@ def test_a_judges_count_is_corrected_and_the_headline_reads_as_promised() -> Non
 
 
 def test_a_moved_judge_gives_no_share_and_a_hand_gives_it_back() -> None:
-    target = ({"male": 0.5, "female": 0.5}, 0)
+    target = Target({"male": 0.5, "female": 0.5})
     data, sex, _ = world(0.5, ["x"] * 600, moved=1.5)
-    refused = presence_table(sex, *target, data)
+    refused = presence_table(sex, target, data)
     assert refused.identifiable is False and refused.gap is None and "fit no mixture" in refused.refusal
     assert "not identifiable, so no share is given" in presence_finding(refused).text
     truth = np.where(np.random.default_rng(0).random(1500)[900:] < 0.5, "male", "female")
     # the same draws as the world's: its first 900 are the real labels
     hand = pd.Series(np.where(np.arange(600) < 150, truth, None), dtype=object)
     data, sex, _ = world(0.5, ["x"] * 600, moved=1.5, labels={"sex": hand})
-    labelled = presence_table(sex, *target, data)
+    labelled = presence_table(sex, target, data)
     assert labelled.identifiable and labelled.method == "labelled" and shares(labelled)["male"] == pytest.approx(0.5, abs=0.1)
     assert "with labels of a hand" in presence_finding(labelled).text
 
@@ -77,30 +77,30 @@ def test_a_moved_judge_gives_no_share_and_a_hand_gives_it_back() -> None:
 def test_requested_and_judged_columns_cross() -> None:
     data, sex, race = world(0.8, ["x"] * 450 + ["y"] * 150)
     both = cross([sex, race])
-    table = presence_table(both, *target_shares(both, None), data)
+    table = presence_table(both, target_shares(both, None), data)
     found = shares(table)
     assert table.basis == "mixed" and list(found) == ["male x x", "male x y", "female x x", "female x y"]
     assert found["male x x"] + found["female x x"] == pytest.approx(0.75)
     assert found["male x x"] == pytest.approx(0.6, abs=0.08)  # type: ignore[operator]
     assert {row.group: row.target for row in table.rows}["male x x"] == pytest.approx(0.25, abs=0.04)
-    requested = presence_table(race, *target_shares(race, None), data)
+    requested = presence_table(race, target_shares(race, None), data)
     assert shares(requested) == {"x": 0.75, "y": 0.25} and requested.method == "requested" and requested.gap == pytest.approx(0.25)
 
 
 def test_without_held_out_images_or_a_judge_there_is_no_share() -> None:
     data, sex, _ = world(0.8, ["x"] * 600)
     blind = PresenceData(data.real, data.synthetic, np.zeros(900, dtype=bool), data.columns, {}, 100, 0)
-    table = presence_table(sex, *target_shares(sex, None), blind)
+    table = presence_table(sex, target_shares(sex, None), blind)
     assert table.identifiable is False and "held out" in table.refusal and shares(table) == {"male": None, "female": None}
     silent = read_column(data.real, data.synthetic, "sex", None)
-    nothing = presence_table(silent, *target_shares(silent, None), data)
+    nothing = presence_table(silent, target_shares(silent, None), data)
     assert nothing.gap is None and all(row.raw is None and "silent" in row.reason for row in nothing.rows)
     assert "undefined" in presence_finding(nothing).text
 
 
 def test_an_absent_group_stays_with_a_share_of_nothing() -> None:
     data, _, race = world(0.8, ["x"] * 600)
-    table = presence_table(race, *target_shares(race, None), data)
+    table = presence_table(race, target_shares(race, None), data)
     assert shares(table) == {"x": 1.0, "y": 0.0} and table.rows[1].target == 0.5
 
 

@@ -233,7 +233,7 @@ def test_a_judge_that_cannot_tell_groups_parts_no_images_and_a_heavy_subject_dec
     (declared,) = [decision for decision in result.decisions if decision.primary]
     assert declared.question == "quality:sex" and declared.p_value is None and not declared.flagged
     caveats = [finding.text for finding in result.findings if finding.kind == "caveat"]
-    assert any(text.startswith("Quality, semantics and copies by sex are not given") for text in caveats)
+    assert any(text.startswith("Quality, semantics, calibration and copies by sex are not given") for text in caveats)
     assert any(text.startswith("6 real and 0 generated images enter no distance") for text in caveats)
     overall = next(table for table in result.quality if table.metric == "kid")
     assert sum(row.n_real for row in overall.rows) == result.n["real_compared"] - 6

@@ -136,6 +136,6 @@ def test_semantics_takes_labels_from_the_table() -> None:
 
 
 def test_figures_in_words() -> None:
-    assert [figure(x) for x in (0.01234, 0.456, 12.34, 345.6, -0.0001)] == ["0.012", "0.46", "12.3", "346", "0.000"]
+    assert [figure(x) for x in (0.01234, 0.456, 12.34, 345.6, -0.0001)] == ["0.012", "0.46", "12.3", "346", "-0.0001"]
     assert auc(Estimate(0.998, 0.996, 1.0, 9)) == "0.998 [0.996, 1.000]" and auc(Estimate(0.9, 0.8, 1.0, 9)) == "0.90 [0.80, 1.00]"
     assert points(0.333) == "33 points" and points(0.0123) == "1.2 points"

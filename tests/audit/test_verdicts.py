@@ -9,14 +9,15 @@ from evenhand.audit.result import Cell, GroupRow, PresenceRow, PresenceTable, Qu
 from evenhand.audit.verdicts import check_rules, decide, equal_values_p, target_p
 
 
-def presence(share: float, target: float, half: float = 0.03, identifiable: bool | None = True, n_real: int = 0) -> PresenceTable:
+def presence(share: float, target: float, half: float = 0.03, identifiable: bool | None = True, n_target: int = 0) -> PresenceTable:
     rows = [
         PresenceRow(group=name, n=500, value=v, low=v - half, high=v + half, raw=v, raw_low=None, raw_high=None, target=t)
         for name, v, t in (("male", share, target), ("female", 1 - share, 1 - target))
     ]
     known = identifiable is not False
     return PresenceTable(
-        question="presence:sex", by=["sex"], basis="judge", method="emq", identifiable=identifiable, n=500, n_real=n_real,
+        question="presence:sex", by=["sex"], basis="judge", method="emq", identifiable=identifiable, n=500,
+        n_real=n_target, n_target=n_target,
         refusal="" if known else "scores fit no mixture", gap=abs(share - target) if known else None, raw_gap=None, rows=rows,
     )  # fmt: skip
 
@@ -57,7 +58,7 @@ def test_cochrans_q_holds_its_level() -> None:
 def test_shares_are_tested_against_their_target() -> None:
     far, near = target_p(presence(0.8, 0.5)), target_p(presence(0.51, 0.5))
     assert far is not None and far < 1e-6 and near is not None and near == pytest.approx(2 * norm.sf(0.01 * 1.959964 / 0.03), rel=1e-5)
-    sampled = target_p(presence(0.6, 0.5, n_real=30))
+    sampled = target_p(presence(0.6, 0.5, n_target=30))
     assert sampled is not None and sampled > 0.2  # thirty real images do not say that the target is one half
     assert target_p(presence(0.8, 0.5, identifiable=False)) is None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,14 @@ from evenhand.audit.identifiability import MIN_AUC, one_against_rest_auc
 from evenhand.audit.intervals import HEAVY, FeatureError
 from evenhand.audit.judges import Judges, Recipe
 from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
-from evenhand.audit.readings import Reading, alike_column, hand_labels, judged, read_column, stated, with_intersections
+from evenhand.audit.readings import Reading, alike_column, everyone, hand_labels, judged, read_column, stated, with_intersections
 from evenhand.audit.result import EncoderFacts, FairnessTable, Memorization, PresenceTable, QualityTable, SemanticTable, UtilityTable
 from evenhand.audit.settings import AuditSettings
 from evenhand.audit.tables import (
     Resampling,
     Sides,
     Whole,
+    clip_distance_table,
     condition_labels,
     inception_table,
     overlap_tables,
@@ -33,6 +36,7 @@ from evenhand.audit.tables import (
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError
 from evenhand.core.groups import parse_mix
+from evenhand.core.randomness import generator
 from evenhand.engine.features import cohort_features
 from evenhand.models.classifiers import Classifier
 from evenhand.models.encoders import Encoder
@@ -56,15 +60,22 @@ class Compared:
         """Area under the ROC curve of the column's judge on the real images, of the group that it tells worst; NaN without labels."""
         groups, labels = self.judges.by_target[column].groups, stated(self.real, column)
         codes = labels.map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=int)
-        rows = codes >= 0
-        return float(np.min(one_against_rest_auc(self.scores["real"][column][rows], codes[rows])))
+        rows = (codes >= 0) & (self.calibrating if self.calibrating.any() else True)
+        found = one_against_rest_auc(self.scores["real"][column][rows], codes[rows])
+        return float(np.nanmin(found)) if np.isfinite(found).any() else math.nan
+
+    @cached_property
+    def calibrating(self) -> np.ndarray:
+        """Which real images tell the judges' errors (n,): those of the training split trained them."""
+        table = self.real.table
+        return (table["split"] != "train").to_numpy() if "split" in table else np.ones(len(table), dtype=bool)
 
     def sides(self, real: np.ndarray, synthetic: np.ndarray) -> Sides:
         """Features, or scores, of the images that ``light`` keeps, with their subjects."""
         kept = self.light
         return Sides(real[kept[0]], synthetic[kept[1]], self.subjects("real")[kept[0]], self.subjects("synthetic")[kept[1]])
 
-    @property
+    @cached_property
     def light(self) -> tuple[np.ndarray, np.ndarray]:
         """Which images of either side enter distances: of a subject at most thrice as many as of the median one."""
         return _few_a_subject(self.real), _few_a_subject(self.synthetic)
@@ -103,14 +114,17 @@ def told_alike(compared: Compared, readings: dict[str, Reading]) -> tuple[dict[s
         whole = None if judgements[0] is None or judgements[1] is None else (judgements[0], judgements[1])
         reading = alike_column(compared.real, compared.synthetic, name, whole)
         auc = compared.judge_auc(name) if reading.basis == "judge" else 1.0
-        if auc < MIN_AUC:
+        if not auc >= MIN_AUC:
             refused.append(
-                f"quality, semantics and copies by {name} are not given: prompts are silent on it, and its judge hardly tells the groups "
-                f"of real images apart (AUC {auc:.2f}, at least {MIN_AUC} wanted)"
+                f"quality, semantics, calibration and copies by {name} are not given: prompts are silent on it, and its judge hardly "
+                f"tells the groups of real images apart (AUC {auc:.2f}, at least {MIN_AUC} wanted)"
             )
         else:
             found[name] = reading
-    return found, refused
+            silent = int(reading.synthetic.isna().sum())
+            if silent:
+                refused.append(f"{silent} of {len(reading.synthetic)} generated images state no {name}: they enter no comparison by it")
+    return found or {"all": everyone(compared.real, compared.synthetic)}, refused
 
 
 def _crossed(readings: dict[str, Reading], settings: AuditSettings) -> list[Reading]:
@@ -121,23 +135,18 @@ def presence_chapter(real: Cohort, compared: Compared, readings: dict[str, Readi
     """By column and pair, as used; where a column is requested and has a judge, also by the judge: what was asked is not yet shown."""
     mix = parse_mix(settings.target, compared.real.schema.attributes) if settings.target else None
     data = PresenceData(
-        compared.real, compared.synthetic, _calibrating(compared), _judged_columns(compared, settings),
+        compared.real, compared.synthetic, compared.calibrating, _judged_columns(compared, settings),
         hand_labels(settings.labels, compared.synthetic) if settings.labels else {}, settings.n_boot, settings.seed,
     )  # fmt: skip
     whole = {name: read_column(real, compared.synthetic, name, compared.judgement(name)) for name in readings}
-    targets = {reading.by: target_shares(reading, mix) for reading in _crossed(whole, settings)}
-    tables = [presence_table(reading, *targets[reading.by], data) for reading in _crossed(readings, settings)]
+    subjects = real.table["subject_id"].astype(object).to_numpy()
+    targets = {reading.by: target_shares(reading, mix, subjects) for reading in _crossed(whole, settings)}
+    tables = [presence_table(reading, targets[reading.by], data) for reading in _crossed(readings, settings)]
     for name, reading in readings.items():
         if reading.basis in ("requested", "mixed") and name in compared.judges.by_target:
             shown = read_column(compared.real, compared.synthetic, name, compared.judgement(name), prefer_judge=True)
-            tables.append(presence_table(shown, *targets[shown.by], data, judge_only=True))
+            tables.append(presence_table(shown, targets[shown.by], data, judge_only=True))
     return tables
-
-
-def _calibrating(compared: Compared) -> np.ndarray:
-    """Which real images tell the judges' errors: those of the training split trained them."""
-    table = compared.real.table
-    return (table["split"] != "train").to_numpy() if "split" in table else np.ones(len(table), dtype=bool)
 
 
 def _judged_columns(compared: Compared, settings: AuditSettings) -> dict[str, JudgedColumn]:
@@ -180,6 +189,8 @@ def quality_chapter(
                 tables += [quality_table(reading, sides, whole, metric, encoder.name, how, primary=place == 0) for metric in ("kid", "fid")]
             if place == 0:
                 tables += [table for reading in alone for table in overlap_tables(reading, sides, encoder.name, how)]
+            if encoder.is_clip:
+                tables += [clip_distance_table(reading, sides, encoder.name, how) for reading in alone]
         except FeatureError as error:
             raise UserError(f"--encoder {path}: {error}") from None
     return tables + _inception_tables(compared, alone, how), facts
@@ -258,20 +269,23 @@ def utility_chapter(
 
 def copies_chapter(
     real: Cohort, real_rows: str, compared: Compared, readings: dict[str, Reading], settings: AuditSettings
-) -> tuple[Memorization | None, str]:
-    """Copies of the real training split, or why they were not looked for."""
+) -> tuple[Memorization | None, list[str]]:
+    """Copies of the real training split, and what limits the search or why there was none."""
     train = real.split("train")
     if not settings.copies:
-        return None, ""
+        return None, []
     if real_rows == "all" or len(train) == 0:
-        return None, "copies: training images cannot be told from held-out ones in this real cohort, so none were looked for"
+        return None, ["copies: training images cannot be told from held-out ones in this real cohort, so none were looked for"]
+    limits = []
     if len(train) > TRAIN_AT_MOST:
-        train = train.subset(np.arange(len(train)) < TRAIN_AT_MOST)
+        limits = [f"copies: {TRAIN_AT_MOST} of {len(train)} training images, drawn at random, were searched; copies of others are missed"]
+        drawn = generator(settings.seed, "copies").permutation(len(train)) < TRAIN_AT_MOST
+        train = train.subset(drawn)
     encoder = Encoder.load((settings.encoder or _default_encoders(compared))[0])
     cohorts = (train, compared.real, compared.synthetic)
     features = Features(*(cohort_features(encoder, side, batch_size=settings.batch_size) for side in cohorts))
     found = memorization_chapter(*cohorts, _crossed(readings, settings), features, resampling(settings))
-    return (None, f"copies: {found}") if isinstance(found, str) else (found, "")
+    return (None, [*limits, f"copies: {found}"]) if isinstance(found, str) else (found, limits)
 
 
 def recipe(settings: AuditSettings) -> Recipe:

@@ -49,21 +49,23 @@ def compare(before: AuditResult, after: AuditResult, images: tuple[pd.DataFrame,
         return Comparison([], levelling, "the real cohorts differ")
     if common.empty:
         return Comparison([], levelling, "the two cohorts have no image names in common: generate both from one plan and seed")
-    changes = []
+    changes, unpaired = [], []
     for condition, value in dict.fromkeys((table.condition, table.value) for table in before.semantics):
         score = f"judge.{condition}.{value}"
         if judges[0].get(condition) != judges[1].get(condition) or any(score not in side for side in sides):
-            return Comparison([], levelling, f"the judges of {condition} differ: give the first audit's to the second with --judge")
+            unpaired.append(f"the judges of {condition} differ: give the first audit's to the second with --judge")
+            continue
         labels = [side.loc[common, f"condition.{condition}"] for side in sides]
         same = ((labels[0] == labels[1]) & (labels[0] != UNSPECIFIED)).to_numpy()
         if same.sum() < 2:
-            return Comparison([], levelling, f"no image was asked for the same {condition} in both")
-        truth = (labels[0][same] == value).to_numpy().astype(int)
-        records = [{"score": side.loc[common[same], score].to_numpy(), "label": truth} for side in sides]
-        subjects = sides[0].loc[common[same], "subject_id"].to_numpy()
-        difference = paired_bootstrap("auc", records[0], records[1], subjects=subjects, seed=seed)
-        changes.append(Change(f"AUC of {condition} = {value}", int(same.sum()), difference))
-    return Comparison(changes, levelling, "")
+            unpaired.append(f"no image was asked for the same {condition} in both")
+        else:
+            truth = (labels[0][same] == value).to_numpy().astype(int)
+            records = [{"score": side.loc[common[same], score].to_numpy(), "label": truth} for side in sides]
+            subjects = sides[0].loc[common[same], "subject_id"].to_numpy()
+            difference = paired_bootstrap("auc", records[0], records[1], subjects=subjects, seed=seed)
+            changes.append(Change(f"AUC of {condition} = {value}", int(same.sum()), difference))
+    return Comparison(changes, levelling, "; ".join(dict.fromkeys(unpaired)))
 
 
 def _levelled(before: AuditResult, after: AuditResult) -> Iterator[str]:

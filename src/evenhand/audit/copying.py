@@ -10,6 +10,7 @@ import numpy as np
 
 from evenhand.audit.frame import SubgroupFrame
 from evenhand.audit.intervals import FeatureError
+from evenhand.audit.matching import LARGEST_SIDE, as_pictures
 from evenhand.audit.memorization import CopyScores, authenticity, authenticity_by_group, copy_rate_by_group, nearest_ratio, score_copies
 from evenhand.audit.readings import Reading
 from evenhand.audit.result import Cell, CopyPair, CopyTable, Memorization, number
@@ -17,7 +18,7 @@ from evenhand.audit.tables import Resampling, group_rows
 from evenhand.cohorts.cohort import Cohort
 
 TRAIN_AT_MOST = 20_000
-_SHOWN = 6
+_SHOWN, _AT_ONCE = 6, 256
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,18 @@ def memorization_chapter(
     """
     try:
         scores = score_copies(
-            train.pixels(), heldout.pixels(), synthetic.pixels(), heldout_subjects=heldout.table["subject_id"].astype(object).to_numpy()
+            *(_brightness(cohort) for cohort in (train, heldout, synthetic)),
+            heldout_subjects=heldout.table["subject_id"].astype(object).to_numpy(),
         )
         subjects = synthetic.table["subject_id"].astype(object).to_numpy()
         beside = [table for reading in readings if len(reading.by) == 1 for table in _beside(reading, features, subjects, how)]
+        authentic = authenticity(features.train, features.synthetic, subjects=subjects)
     except FeatureError as error:
         return str(error)
     return Memorization(
         n_train=len(train), n_heldout=int(np.isfinite(scores.heldout_score).sum()), leaked=scores.leaked, sensitivity=scores.sensitivity,
-        authenticity=Cell.of(authenticity(features.train, features.synthetic, subjects=subjects)),
-        tables=[_copies(reading, scores, subjects) for reading in readings],
+        authenticity=Cell.of(authentic),
+        tables=[_copies(reading, scores, subjects, how) for reading in readings],
         beside=beside,
         worst=[
             CopyPair(
@@ -61,16 +64,24 @@ def memorization_chapter(
     )  # fmt: skip
 
 
-def _copies(reading: Reading, scores: CopyScores, subjects: np.ndarray) -> CopyTable:
-    frame = copy_rate_by_group(scores, reading.synthetic, subjects, heldout_groups=reading.real)
+def _brightness(cohort: Cohort) -> np.ndarray:
+    """Images (n, S, S) no larger than they are compared at, read some at a time: full-size ones would not fit into memory."""
+    side = min(LARGEST_SIDE, cohort.schema.image_size)
+    blocks = (range(start, min(start + _AT_ONCE, len(cohort))) for start in range(0, len(cohort), _AT_ONCE))
+    return np.concatenate([as_pictures(cohort.pixels(block), side, cohort.schema.name) for block in blocks])
+
+
+def _copies(reading: Reading, scores: CopyScores, subjects: np.ndarray, how: Resampling) -> CopyTable:
+    frame = copy_rate_by_group(scores, reading.synthetic, subjects, heldout_groups=reading.real, min_n=how.min_n)
     return _table(reading, frame, "copy rate", scores.reason)
 
 
 def _beside(reading: Reading, features: Features, subjects: np.ndarray, how: Resampling) -> list[CopyTable]:
     ratio = nearest_ratio(
-        features.train, features.heldout, features.synthetic, reading.synthetic, subjects=subjects, n_boot=how.n_boot, seed=how.seed
-    )
-    share = authenticity_by_group(features.train, features.synthetic, reading.synthetic, subjects=subjects)
+        features.train, features.heldout, features.synthetic, reading.synthetic, subjects=subjects, n_boot=how.n_boot, seed=how.seed,
+        min_n=how.min_n,
+    )  # fmt: skip
+    share = authenticity_by_group(features.train, features.synthetic, reading.synthetic, subjects=subjects, min_n=how.min_n)
     return [_table(reading, ratio, "nearest ratio"), _table(reading, share, "authenticity")]
 
 

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from evenhand.audit.frame import Estimate, SubgroupFrame, as_labels
 from evenhand.audit.intervals import FeatureError, bootstrap_weights, canonical_order, subject_codes
-from evenhand.audit.semantics import _weighted_auc
+from evenhand.audit.semantics import weighted_auc
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import Schema
 from evenhand.core.randomness import generator
@@ -247,7 +247,7 @@ def _auc(score: np.ndarray, label: np.ndarray, codes: np.ndarray) -> tuple[Weigh
     positive = label[by_score] == 1
     starts = np.flatnonzero(np.diff(score[by_score], prepend=-np.inf) > 0)
     rarer = min(len(np.unique(codes[label == side])) for side in (0, 1))
-    return lambda weights: _weighted_auc(weights[:, by_score], positive, starts), rarer
+    return lambda weights: weighted_auc(weights[:, by_score], positive, starts), rarer
 
 
 @dataclass(frozen=True)
@@ -321,9 +321,10 @@ class Question:
         return ":".join([self.kind, *middle, "*".join(self.by)])
 
     def matches(self, other: Question) -> bool:
-        """Whether both ask the same; ``sex*age_group`` is ``age_group*sex``."""
-        same = (self.kind, self.condition, self.value) == (other.kind, other.condition, other.value)
-        return same and set(self.by) == set(other.by)
+        """Whether both ask the same; ``sex*age_group`` is ``age_group*sex``, and without a condition any is meant."""
+        if (self.kind, set(self.by)) != (other.kind, set(other.by)):
+            return False
+        return self.condition is None or other.condition is None or (self.condition, self.value) == (other.condition, other.value)
 
 
 def parse_question(text: str, *, attributes: Collection[str] | None = None, conditions: Schema | None = None) -> Question:
@@ -359,6 +360,8 @@ def parse_question(text: str, *, attributes: Collection[str] | None = None, cond
         raise UserError(f"question {text!r}: unknown condition {condition!r}; {did_you_mean(condition, conditions)}")
     if conditions is not None and value not in conditions[condition]:
         raise UserError(f"question {text!r}: {condition} has no value {value!r}; {did_you_mean(value, conditions[condition])}")
+    if conditions is not None and len(conditions[condition]) == 2:
+        value = conditions[condition][1]  # the AUC of one of two values is that of the other
     return Question(kind, by, condition, value)
 
 

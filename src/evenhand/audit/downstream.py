@@ -11,7 +11,7 @@ from evenhand.audit.judges import Recipe, trained_classifier
 from evenhand.audit.readings import Reading, stated
 from evenhand.audit.result import Cell, UtilityRow, UtilityTable, number
 from evenhand.audit.tables import Resampling, condition_labels, group_rows, values_with_auc
-from evenhand.audit.utility import downstream_utility
+from evenhand.audit.utility import utility_difference
 from evenhand.cohorts.cohort import Cohort
 from evenhand.engine.features import cohort_predictions
 from evenhand.models.classifiers import Classifier
@@ -37,9 +37,9 @@ def downstream_tables(
         real_trained, synthetic_trained = (_scores_for(value, classifier, part) for classifier, part in zip(pair, scores, strict=True))
         labels = condition_labels(true, value)
         for reading in readings:
-            found = downstream_utility(
+            found = utility_difference(
                 labels, real_trained, synthetic_trained, reading.real, subjects=subjects, n_boot=how.n_boot, seed=how.seed, min_n=how.min_n
-            ).difference
+            )
             rows = [
                 UtilityRow(**row.model_dump(), real_trained=number(before), synthetic_trained=number(after))
                 for row, before, after in zip(
@@ -49,7 +49,8 @@ def downstream_tables(
             tables.append(
                 UtilityTable(
                     question=f"utility:{condition}={value}:{reading.question}", condition=condition, value=value, by=list(reading.by),
-                    basis="none", n_train_real=sizes[0], n_train_synthetic=sizes[1], overall=Cell.of(found.overall, _why(found.overall)),
+                    basis="requested", n_train_real=sizes[0], n_train_synthetic=sizes[1],
+                    overall=Cell.of(found.overall, _why(found.overall)),
                     rows=rows, gap=number(found.gap), worst=None if found.worst is None else str(found.worst),
                 )
             )  # fmt: skip

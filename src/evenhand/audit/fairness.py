@@ -31,7 +31,7 @@ def fairness_table(
 ) -> FairnessTable:
     """Calibration by group on both sides (generated images against what was asked), and the differences between groups."""
     sides = [(real, reading.real), (synthetic, reading.synthetic)]
-    (parity_real, odds_real), (parity, odds) = (_differences(answers, classes, groups) for answers, groups in sides)
+    (parity_real, odds_real), (parity, odds) = (_differences(answers, classes, groups, how) for answers, groups in sides)
     ece_real, ece = (_calibration(answers, classes, groups, how) for answers, groups in sides)
     brier_real, brier = (_brier(answers, classes, groups, how) for answers, groups in sides)
     names = [str(name) for name in reading.real.cat.categories]
@@ -45,9 +45,11 @@ def fairness_table(
     )  # fmt: skip
 
 
-def _differences(answers: Answers, classes: Sequence[str], groups: pd.Series) -> tuple[float, float]:
+def _differences(answers: Answers, classes: Sequence[str], groups: pd.Series, how: Resampling) -> tuple[float, float]:
+    """Parity and odds among groups of enough images: a rate of two images would make any difference."""
     predicted = pd.Series(np.asarray(classes, dtype=object)[answers.probabilities.argmax(axis=1)])
-    there = groups.cat.remove_unused_categories()  # a group that no image is in has no rate, and hides no difference of the others
+    large = groups.value_counts().loc[lambda counts: counts >= how.min_n].index
+    there = groups.where(groups.isin(large)).cat.remove_unused_categories()
     return parity_difference(answers.stated, predicted, there), odds_difference(answers.stated, predicted, there)
 
 
@@ -70,7 +72,7 @@ def _brier(answers: Answers, classes: Sequence[str], groups: pd.Series, how: Res
 def _given(answers: Answers, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Of two classes the second's probability and 0, 1 or NaN; else all probabilities and the classes' names."""
     if len(classes) > 2:
-        return answers.probabilities, answers.stated.to_numpy(dtype=object)
+        return answers.probabilities, answers.stated.where(answers.stated.isin(list(classes)), None).to_numpy(dtype=object)
     truth = answers.stated.map({classes[0]: 0.0, classes[1]: 1.0}).to_numpy(dtype=float)
     return answers.probabilities[:, 1], truth
 

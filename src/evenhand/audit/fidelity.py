@@ -23,12 +23,14 @@ from evenhand.audit.intervals import (
     t_multiplier,
     two_sided_subjects,
 )
+from evenhand.core.errors import did_you_mean
 from evenhand.core.randomness import generator
 
 Metric = Callable[[np.ndarray, np.ndarray], Any] | Literal["kid", "frechet"]
 MIN_N = 10
 _BLOCK_CELLS = 4_000_000  # kernel values held at once: 32 MB
 _FOLDS, _JACKKNIFED = 10, 1
+LARGEST = 1e25  # of a feature: its cubic kernel can still be squared
 _NORMAL = ndtri((np.arange(400) + 0.5) / 400)  # a standard normal, as 400 equally likely values
 
 
@@ -81,6 +83,8 @@ def kernel_distance(real: Any, synthetic: Any, *, subjects: Any = None) -> Estim
         FeatureError: wrong shape, fewer than 2 rows or subjects on a side, NaN or Inf.
     """
     x, y = as_feature_pair(real, synthetic)
+    if max(np.abs(x).max(), np.abs(y).max()) > LARGEST:
+        raise FeatureError(f"features are too large for float64 (above {LARGEST:g}); scale them down")
     codes_x, codes_y = two_sided_subjects(subjects, len(x), len(y))
     x, size_x = _by_subject(x, codes_x, "real")
     y, size_y = _by_subject(y, codes_y, "synthetic")
@@ -144,7 +148,7 @@ def _by_subject(features: np.ndarray, codes: np.ndarray, name: str) -> tuple[np.
     return features[np.argsort(codes, kind="stable")], sizes
 
 
-def _kernel_blocks(x: np.ndarray, y: np.ndarray, size_x: np.ndarray, size_y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def kernel_blocks(x: np.ndarray, y: np.ndarray, size_x: np.ndarray, size_y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Kernel sums between subjects, some rows (subjects of x) at a time: (rows, (a, B)). Memory stays bounded."""
     ends = np.cumsum(size_x)
     rows_at_once = max(1, _BLOCK_CELLS // len(y))
@@ -168,7 +172,7 @@ def _kernel_blocks(x: np.ndarray, y: np.ndarray, size_x: np.ndarray, size_y: np.
 def _row_sums(x: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each subject: the sum of kernels with other subjects' images, and with its own."""
     others, own = np.empty(len(size)), np.empty(len(size))
-    for rows, kernel in _kernel_blocks(x, x, size, size):
+    for rows, kernel in kernel_blocks(x, x, size, size):
         own[rows] = kernel[np.arange(len(kernel)), np.arange(rows.start, rows.stop)]
         kernel[np.arange(len(kernel)), np.arange(rows.start, rows.stop)] = 0
         others[rows] = kernel.sum(axis=1)
@@ -178,7 +182,7 @@ def _row_sums(x: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _cross_sums(x: np.ndarray, y: np.ndarray, size_x: np.ndarray, size_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums of kernels between the sides, for each subject of x and of y."""
     by_x, by_y = np.empty(len(size_x)), np.zeros(len(size_y))
-    for rows, kernel in _kernel_blocks(x, y, size_x, size_y):
+    for rows, kernel in kernel_blocks(x, y, size_x, size_y):
         by_x[rows] = kernel.sum(axis=1)
         by_y += kernel.sum(axis=0)
     return by_x, by_y
@@ -202,7 +206,7 @@ def _pair_squares(
 ) -> float:
     """Sum of squared doubly centred kernel sums over pairs of subjects; pairs of a subject with itself are left out."""
     total = 0.0
-    for rows, kernel in _kernel_blocks(x, y, size_x, size_y):
+    for rows, kernel in kernel_blocks(x, y, size_x, size_y):
         centred = kernel - np.outer(mean_x[rows], size_y)
         centred -= np.outer(size_x[rows], mean_y - level * size_y)
         if own is not None:
@@ -252,11 +256,15 @@ def size_matched(
         FeatureError: features that no distance can be computed from, or labels that are not one an image.
     """
     x, y = as_feature_pair(real, synthetic)
+    if isinstance(metric, str) and metric not in ("kid", "frechet"):
+        raise FeatureError(f"metric {metric!r} is not known; {did_you_mean(metric, ('kid', 'frechet'))}, or give a function")
+    if repeats < 1:
+        raise FeatureError(f"repeats = {repeats}; take at least one subsample")
     codes = two_sided_subjects(subjects, len(x), len(y))
-    labels_x, labels_y, names = _common_labels(real_groups, synthetic_groups, len(x), len(y))
+    labels_x, labels_y, names = common_labels(real_groups, synthetic_groups, len(x), len(y))
     rows = {name: (np.flatnonzero(labels_x == i), np.flatnonzero(labels_y == i)) for i, name in enumerate(names)}
     sizes = {name: (len(a), len(b)) for name, (a, b) in rows.items()}
-    reasons = {name: _fault(rows[name], codes, min_n) for name in names}
+    reasons = {name: group_fault(rows[name], codes, min_n) for name in names}
     eligible = [min(sizes[name]) for name in names if not reasons[name]]
     common = min(eligible, default=min(len(x), len(y)))
     common = common if at_most is None else min(common, at_most)
@@ -276,7 +284,7 @@ def size_matched(
     return SubgroupFrame.of(cells, overall, higher_is_better, **counts)
 
 
-def _common_labels(real: Any, synthetic: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+def common_labels(real: Any, synthetic: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
     codes_x, names_x = as_labels(real)
     codes_y, names_y = as_labels(synthetic)
     if len(codes_x) != n or len(codes_y) != m:
@@ -286,7 +294,7 @@ def _common_labels(real: Any, synthetic: Any, n: int, m: int) -> tuple[np.ndarra
     return codes_x, place[codes_y], names
 
 
-def _fault(rows: tuple[np.ndarray, np.ndarray], codes: tuple[np.ndarray, np.ndarray], min_n: int) -> str:
+def group_fault(rows: tuple[np.ndarray, np.ndarray], codes: tuple[np.ndarray, np.ndarray], min_n: int) -> str:
     """Why a group has no value; empty where it has one."""
     for side, index, ids in zip(("real", "synthetic"), rows, codes, strict=True):
         if len(index) == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from evenhand.audit.identifiability import MIN_AUC
 from evenhand.audit.result import (
     CohortFacts,
     Decision,
@@ -19,7 +20,6 @@ from evenhand.audit.result import (
     UtilityTable,
 )
 
-VISIBLE_AUC = 0.7
 _Asked = TypeVar("_Asked", SemanticTable, UtilityTable)
 _WHITENED = ", seen once features are whitened"
 _BASIS = {"requested": "as requested", "judge": "by the judge, corrected", "mixed": "as requested, else by the judge, corrected"}
@@ -74,7 +74,7 @@ def quality_finding(table: QualityTable, verdict: Decision | None) -> Finding:
     name = " x ".join(table.by)
     shown = [row for row in table.rows if row.value is not None]
     if len(shown) < 2 or verdict is None or verdict.p_adjusted is None:
-        reason = next((f"{row.group}: {row.reason}" for row in table.rows if row.reason), "too few images or subjects")
+        reason = table.untested or next((f"{row.group}: {row.reason}" for row in table.rows if row.reason), "too few images")
         text = f"Quality by {name}: fewer than two groups can be {'measured' if len(shown) < 2 else 'tested'} ({reason})."
         return Finding(question=table.question, kind="quality", text=text)
     tested = f"{'declared test' if verdict.primary else 'adjusted'} p = {probability(verdict.p_adjusted)}"
@@ -173,7 +173,7 @@ def caveats(
             notes.append(f"The judge of {judge.target} guided the model's alignment (--force-judge): what it reads here is no evidence.")
         if judge.auc is None:
             notes.append(f"The judge of {judge.target} has no held-out AUC: how well it reads real images is not known.")
-        elif judge.auc < VISIBLE_AUC:
+        elif judge.auc < MIN_AUC:
             seen = f"reaches AUC {judge.auc:.2f} on held-out real images"
             notes.append(f"The judge of {judge.target} {seen}: pixels hardly tell what it reads.")
     notes += [f"{column}: {reason}." for column, reason in unjudged.items()]
@@ -201,7 +201,7 @@ def caveats(
 
 
 def interval(cell: object) -> str:
-    """``0.0123 [0.0101, 0.0150]``."""
+    """``0.012 [0.010, 0.015]``."""
     value, low, high = (getattr(cell, name) for name in ("value", "low", "high"))
     if value is None:
         return "undefined"
@@ -226,8 +226,10 @@ def signed(cell: object) -> str:
 
 
 def figure(value: float) -> str:
-    """About three digits, at most three decimals."""
+    """Two or three digits, no more than five decimals."""
     size = abs(value)
+    if 0.00005 <= size < 0.01:
+        return f"{value:.2g}"
     text = f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
     return text.replace("-0.000", "0.000")
 

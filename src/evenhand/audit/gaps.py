@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import solve_triangular
 
-from evenhand.audit.fidelity import MIN_N, _common_labels, _fault, _kernel_blocks
+from evenhand.audit.fidelity import LARGEST, MIN_N, common_labels, group_fault, kernel_blocks
 from evenhand.audit.intervals import (
     FeatureError,
     as_feature_pair,
@@ -30,8 +30,8 @@ from evenhand.core.randomness import generator
 MIN_SUBJECTS = 10  # on a side of a group; with fewer, resampled signs are too coarse a law
 SMALLEST_P, AT_MOST = 1e-4, 1000
 _VIEWS = ("relative", "whitened")
+_LEAST_DRAWS = 20
 _RIDGE = 1.0  # in mean eigenvalues; with less, many features drown a shift along the main directions
-_LARGEST = 1e25  # its cubic kernel can still be squared
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,17 @@ def quality_gap(
         FeatureError: features that no distance can be computed from, or labels that are not one an image.
     """
     x, y = as_feature_pair(real, synthetic)
-    if max(np.abs(x).max(), np.abs(y).max()) > _LARGEST:
-        raise FeatureError(f"features are too large for float64 (above {_LARGEST:g}); scale them down")
+    if max(np.abs(x).max(), np.abs(y).max()) > LARGEST:
+        raise FeatureError(f"features are too large for float64 (above {LARGEST:g}); scale them down")
+    if n_boot < _LEAST_DRAWS:
+        raise FeatureError(f"n_boot = {n_boot} draws tell no null law; take {_LEAST_DRAWS} or more")
     codes = two_sided_subjects(subjects, len(x), len(y))
-    labels_x, labels_y, names = _common_labels(real_groups, synthetic_groups, len(x), len(y))
+    labels_x, labels_y, names = common_labels(real_groups, synthetic_groups, len(x), len(y))
     sizes = [(int((labels_x == i).sum()), int((labels_y == i).sum())) for i in range(len(names))]
     for values, ids, labels, side in ((x, codes[0], labels_x, "real"), (y, codes[1], labels_y, "synthetic")):
         _thin(values, ids, labels, at_most, (seed, side))
     rows = [(np.flatnonzero(labels_x == i), np.flatnonzero(labels_y == i)) for i in range(len(names))]
-    reasons = [_fault(pair, codes, min_n) or _few_subjects(pair, codes) for pair in rows]
+    reasons = [group_fault(pair, codes, min_n) or _few_subjects(pair, codes) for pair in rows]
     draws: dict[str, dict[int, _Draws]] = {view: {} for view in _VIEWS}
     usable = [i for i, reason in enumerate(reasons) if not reason]
     if usable:
@@ -272,7 +274,7 @@ def _within(part: _Part) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     """Kernel sums of each subject with others (A,) and with itself (A,), the centred form e' K e / n^2 (B,), means (A,), level."""
     size, n = part.size, float(part.size.sum())
     sums, own, form = np.empty(len(size)), np.empty(len(size)), np.zeros(part.signs.shape[1] - 1)
-    for rows, whole in _kernel_blocks(part.features, part.features, part.images, part.images):
+    for rows, whole in kernel_blocks(part.features, part.features, part.images, part.images):
         kernel = whole * (part.weight[rows, None] * part.weight)
         here, there = np.arange(len(kernel)), np.arange(rows.start, rows.stop)
         own[rows] = kernel[here, there]
@@ -293,7 +295,7 @@ def _across(real: _Part, synthetic: _Part) -> tuple[np.ndarray, np.ndarray, np.n
     """Kernel sums of each real and each generated subject with the other side, and the form e' K f (B,), not centred."""
     by_x, by_y = np.empty(len(real.size)), np.zeros(len(synthetic.size))
     form = np.zeros(real.signs.shape[1] - 1)
-    for rows, whole in _kernel_blocks(real.features, synthetic.features, real.images, synthetic.images):
+    for rows, whole in kernel_blocks(real.features, synthetic.features, real.images, synthetic.images):
         kernel = whole * (real.weight[rows, None] * synthetic.weight)
         product = kernel @ synthetic.signs
         by_x[rows] = product[:, -1]

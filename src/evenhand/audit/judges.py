@@ -54,11 +54,13 @@ def guides_of(cohort: Cohort) -> set[str]:
     return {str(guide["sha256"] if isinstance(guide, dict) else guide) for note in notes for guide in note.get("guides") or []}
 
 
-def gather_judges(real: Cohort, synthetic: Cohort, given: list[Path], folder: Path, recipe: Recipe, *, force: bool = False) -> Judges:
+def gather_judges(
+    real: Cohort, synthetic: Cohort, given: list[Path], folder: Path, recipe: Recipe, *, force: bool = False, as_encoder: bool = False
+) -> Judges:
     """Load the judges given; train the others that this audit needs into ``folder``, or reuse those made there from the same cohort.
 
     Needed are a judge for every condition that the generated images state (to see whether they show it), and for every attribute
-    on which some prompt is silent.
+    on which some prompt is silent; with ``as_encoder`` some judge, whose features the distances take.
 
     Raises:
         UserError: two judges of one column, a judge of a column that the real cohort lacks, or one that guided the model.
@@ -78,6 +80,8 @@ def gather_judges(real: Cohort, synthetic: Cohort, given: list[Path], folder: Pa
         judges[judge.target] = judge
     needed = [name for name in real.schema.conditions if stated(synthetic, name).notna().any()]
     needed += [name for name in real.schema.attributes if stated(synthetic, name).isna().any()]
+    if as_encoder and not needed and not judges:
+        needed = list(real.schema.columns)[:1]
     trained, unjudged = set(), {}
     for target in needed:
         if target in judges:
@@ -103,7 +107,7 @@ class Recipe:
 
 def trained_classifier(cohort: Cohort, target: str, folder: Path, recipe: Recipe, rows: str = "train") -> Classifier:
     """The name holds what it was made from: another cohort, seed or length makes another folder, and nothing is overwritten."""
-    made_of = f"{recipe.arch} {recipe.epochs:g} {recipe.seed} {cohort_hash(cohort)}"
+    made_of = f"{recipe.arch} {recipe.epochs:g} {recipe.seed} {rows} {cohort_hash(cohort)}"
     out = folder / f"{target}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
     state = processes()
     if state.is_main_process and not out.is_dir():

@@ -3,7 +3,7 @@
 Arrays in, plain results out: real (n, d) and synthetic (m, d) features of one encoder. Each is a metric for
 ``fidelity.size_matched``::
 
-    size_matched(real, synthetic, groups, groups, MANIFOLD_METRICS["coverage"], higher_is_better=True)
+    size_matched(real, synthetic, groups, groups, lambda x, y: manifold_metrics(x, y).coverage, higher_is_better=True)
     size_matched(real_probs, probs, groups, groups, lambda _, p: log_inception_score(p), higher_is_better=True)
     size_matched(real, synthetic, groups, groups, gaussian_mmd)
 """
@@ -11,7 +11,7 @@ Arrays in, plain results out: real (n, d) and synthetic (m, d) features of one e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from scipy.special import rel_entr
 from evenhand.audit.intervals import FeatureError, as_feature_pair, two_sided_subjects
 
 NEIGHBOURS = 5
+OVERLAP = ("precision", "recall", "density", "coverage")
 CLIP_SIGMA = 10.0
 _MMD_SCALE = 1000  # the unit that the paper reports in
 _BLOCK_CELLS = 4_000_000  # distances held at once: 32 MB
@@ -100,15 +101,6 @@ def _square_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.
         squares += norms_y
         squares[squares <= floor] = 0
         yield rows, squares
-
-
-def _one(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    return lambda real, synthetic: float(getattr(manifold_metrics(real, synthetic), name))
-
-
-MANIFOLD_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    name: _one(name) for name in ("precision", "recall", "density", "coverage")
-}  # one of the four at k = 5, for ``size_matched``; higher is better
 
 
 def log_inception_score(probs: Any) -> float:

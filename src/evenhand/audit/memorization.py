@@ -189,7 +189,9 @@ def _low_tail_of_others(values: np.ndarray) -> np.ndarray:
     return below + (above - below) * (place - int(place))
 
 
-def copy_rate_by_group(scores: CopyScores, groups: Any, subjects: Any = None, *, heldout_groups: Any = None) -> SubgroupFrame:
+def copy_rate_by_group(
+    scores: CopyScores, groups: Any, subjects: Any = None, *, heldout_groups: Any = None, min_n: int = MIN_N
+) -> SubgroupFrame:
     """The copy rate by group: lower is better. Rare groups tend to be memorised more.
 
     Args:
@@ -207,7 +209,7 @@ def copy_rate_by_group(scores: CopyScores, groups: Any, subjects: Any = None, *,
         chance = control[own == names.index(name)] if name in names else control
         return _chance_corrected(scores, rows, ids, chance if np.isfinite(chance).sum() >= 50 else control)
 
-    return _by_group(groups, subjects, np.isfinite(scores.score), cell, False, scores.reason)
+    return _by_group(groups, subjects, np.isfinite(scores.score), cell, False, min_n, scores.reason)
 
 
 def _chance_corrected(scores: CopyScores, rows: np.ndarray, ids: np.ndarray, control: np.ndarray) -> Estimate:
@@ -244,7 +246,9 @@ def authenticity(train_features: Any, synthetic_features: Any, *, subjects: Any 
     return Estimate(*share_interval(authentic, subject_codes(subjects, len(authentic))), len(authentic))
 
 
-def authenticity_by_group(train_features: Any, synthetic_features: Any, groups: Any, *, subjects: Any = None) -> SubgroupFrame:
+def authenticity_by_group(
+    train_features: Any, synthetic_features: Any, groups: Any, *, subjects: Any = None, min_n: int = MIN_N
+) -> SubgroupFrame:
     """``authenticity`` by group of the generated images: higher is better."""
     authentic = _authentic(train_features, synthetic_features)
 
@@ -252,7 +256,7 @@ def authenticity_by_group(train_features: Any, synthetic_features: Any, groups: 
         n = int(rows.sum())
         return Estimate(*share_interval(authentic[rows], subject_codes(ids[rows], n)), n)
 
-    return _by_group(groups, subjects, np.ones(len(authentic), dtype=bool), cell, True)
+    return _by_group(groups, subjects, np.ones(len(authentic), dtype=bool), cell, True, min_n)
 
 
 def _authentic(train_features: Any, synthetic_features: Any) -> np.ndarray:
@@ -265,7 +269,15 @@ def _authentic(train_features: Any, synthetic_features: Any) -> np.ndarray:
 
 
 def nearest_ratio(
-    train: Any, heldout: Any, synthetic: Any, groups: Any, *, subjects: Any = None, n_boot: int = 1000, seed: int = 0
+    train: Any,
+    heldout: Any,
+    synthetic: Any,
+    groups: Any,
+    *,
+    subjects: Any = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    min_n: int = MIN_N,
 ) -> SubgroupFrame:
     """Mean distance to the nearest training image over that to the nearest held-out image, by group: below 1 is memorised.
 
@@ -297,13 +309,19 @@ def nearest_ratio(
             replicates = np.concatenate([(weights @ above) / (weights @ below) for weights in draws])
         return Estimate(float(above.sum() / below.sum()), *percentile_interval(replicates), n)
 
-    return _by_group(groups, subjects, np.ones(len(near), dtype=bool), cell, True)
+    return _by_group(groups, subjects, np.ones(len(near), dtype=bool), cell, True, min_n)
 
 
 def _by_group(
-    groups: Any, subjects: Any, usable: np.ndarray, cell: Callable[[np.ndarray, np.ndarray, Any], Estimate], higher: bool, fault: str = ""
+    groups: Any,
+    subjects: Any,
+    usable: np.ndarray,
+    cell: Callable[[np.ndarray, np.ndarray, Any], Estimate],
+    higher: bool,
+    min_n: int,
+    fault: str = "",
 ) -> SubgroupFrame:
-    """A frame of ``cell(rows, subject codes, group)``; a small group, or all of a faulty whole, is undefined."""
+    """A frame of ``cell(rows, subject codes, group)``; a small group, one of one subject, or all of a faulty whole, is undefined."""
     codes, names = as_labels(groups)
     if len(codes) != len(usable):
         raise FeatureError(f"{len(codes)} group labels for {len(usable)} generated images; give one an image")
@@ -311,7 +329,8 @@ def _by_group(
     for code, name in enumerate(names):
         rows = usable & (codes == code)
         n = int(rows.sum())
-        reason = fault or ("no images" if n == 0 else f"insufficient: {n} images, at least {MIN_N} wanted" if n < MIN_N else "")
+        reason = fault or ("no images" if n == 0 else f"insufficient: {n} images, at least {min_n} wanted" if n < min_n else "")
+        reason = reason or ("insufficient: all images are of one subject" if len(np.unique(ids[rows])) < 2 else "")
         estimate = _undefined(n) if reason else cell(rows, ids, name)
         cells[name] = (estimate, reason if reason or estimate.defined else "not defined: nothing to compare with")
     overall = _undefined(int(usable.sum())) if fault or not usable.any() else cell(usable, ids, "overall")

@@ -10,6 +10,7 @@ from functools import reduce
 import numpy as np
 import pandas as pd
 
+from evenhand.audit.intervals import effective_subjects, subject_codes
 from evenhand.audit.readings import JOIN, Reading, stated
 from evenhand.audit.representation import MixEstimate, estimate_mix, mix_gap, prediction_powered_mix, raw_presence
 from evenhand.audit.result import PresenceRow, PresenceTable, number
@@ -46,9 +47,7 @@ class PresenceData:
     seed: int
 
 
-def presence_table(
-    reading: Reading, target: Mapping[str, float], n_target: int, data: PresenceData, *, judge_only: bool = False
-) -> PresenceTable:
+def presence_table(reading: Reading, target: Target, data: PresenceData, *, judge_only: bool = False) -> PresenceTable:
     """Shares among generated images against ``target``; by a judge they are corrected for its errors, or refused."""
     names = [str(name) for name in reading.synthetic.cat.categories]
     subjects = data.synthetic.table["subject_id"].astype(object).to_numpy()
@@ -58,43 +57,64 @@ def presence_table(
     for name, cell in zip(names, counted.by_group.to_dict("records"), strict=True):
         raw = tuple(number(float(cell[key])) for key in ("raw", "low", "high"))
         shown = tuple(number(bound) for bound in found.shares.get(name, (math.nan,) * 3)) if found else raw
-        reason = UNSEEN if reading.basis == "none" else str(cell["reason"])
+        reason = UNSEEN if reading.basis == "none" else str(cell["reason"]) or ("" if target.shares else "no real image has a known group")
         rows.append(
             PresenceRow(
                 group=name, n=int(cell["n"]), value=shown[0], low=shown[1], high=shown[2], raw=raw[0], raw_low=raw[1], raw_high=raw[2],
-                target=number(target.get(name, math.nan)), reason=reason or ("" if target else "no real image has a known group"),
+                target=number(target.shares.get(name, math.nan)), reason=reason,
             )
         )  # fmt: skip
     shares = {row.group: row.value if row.value is not None else math.nan for row in rows}
     known = found is None or found.estimate.identifiable
-    gap = mix_gap(shares, target) if target and known and reading.basis != "none" else math.nan
+    gap = mix_gap(shares, target.shares) if target.shares and known and reading.basis != "none" else math.nan
     return PresenceTable(
-        question=f"presence:{reading.question}", by=list(reading.by), basis=reading.basis, n=counted.n, n_real=n_target,
-        gap=number(gap), raw_gap=number(mix_gap(counted.mix, target) if target else math.nan),
+        question=f"presence:{reading.question}", by=list(reading.by), basis=reading.basis, shown=judge_only,
+        n=counted.n, n_real=target.n, n_target=target.effective, gap=number(gap),
+        raw_gap=number(mix_gap(counted.mix, target.shares) if target.shares else math.nan),
         method=found.estimate.method if found else "requested" if reading.basis == "requested" else "none",
         identifiable=known if reading.basis != "none" else None, refusal=found.estimate.reason if found else "",
         condition_number=number(found.estimate.condition_number) if found else None,
-        n_calibration=int(data.held_out.sum()) if found and found.estimate.method != "labelled" else None, rows=rows,
+        sensitivity=found.estimate.effects.get("sensitivity") if found else None,
+        n_calibration=_calibrating(reading, data) if found and found.estimate.method != "labelled" else None, rows=rows,
     )  # fmt: skip
 
 
-def target_shares(reading: Reading, mix: Mix | None) -> tuple[dict[str, float], int]:
-    """Shares of every category in a stated mix, or among the real images' known labels; and how many of those there are."""
+def _calibrating(reading: Reading, data: PresenceData) -> int:
+    """Held-out real images whose groups are known."""
+    known = np.all([stated(data.real, name).notna() for name in reading.by], axis=0)
+    return int((known & data.held_out).sum())
+
+
+@dataclass(frozen=True)
+class Target:
+    """Wanted shares by group; how many real images they rest on (0: stated), and how many independent ones those are worth."""
+
+    shares: dict[str, float]
+    n: int = 0
+    effective: float = 0.0
+
+
+def target_shares(reading: Reading, mix: Mix | None, subjects: np.ndarray | None = None) -> Target:
+    """Shares of every category in a stated mix, or among the real images' known labels, whose ``subjects`` are given."""
     names = [str(name) for name in reading.real.cat.categories]
     if mix is not None and set(reading.by) <= set(mix.names):
         places = [mix.names.index(name) for name in reading.by]
         shares = dict.fromkeys(names, 0.0)
         for values, share in mix.joint().items():
             shares[JOIN.join(values[place] for place in places)] += share
-        return shares, 0
+        return Target(shares)
     found = raw_presence(reading.real.astype(object), names)
-    return ({str(name): share for name, share in found.mix.items()} if found.n else {}), found.n
+    known = reading.real.notna().to_numpy()
+    if not found.n:
+        return Target({})
+    images = np.bincount(subject_codes(None if subjects is None else subjects[known], int(known.sum())))
+    return Target({str(name): share for name, share in found.mix.items()}, found.n, effective_subjects(images))
 
 
 @dataclass(frozen=True)
 class _Corrected:
     shares: dict[str, tuple[float, float, float]]
-    estimate: MixEstimate  # the last one that was refused, else the last one
+    estimate: MixEstimate  # the first one that was refused, else the last one
 
 
 def _corrected(reading: Reading, data: PresenceData, judge_only: bool) -> _Corrected:

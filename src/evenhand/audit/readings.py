@@ -83,6 +83,12 @@ def alike_column(real: Cohort, synthetic: Cohort, column: str, judgements: tuple
     return Reading((column,), _categorical(truth, [*names, *extra]), _categorical(asked, [*names, *extra]), basis)
 
 
+def everyone(real: Cohort, synthetic: Cohort) -> Reading:
+    """All images as one group, where no column parts them."""
+    sides = [_categorical(pd.Series(["all images"] * len(cohort), dtype=object), ["all images"]) for cohort in (real, synthetic)]
+    return Reading(("all",), sides[0], sides[1], "none")
+
+
 def cross(readings: Sequence[Reading]) -> Reading:
     """The intersection of readings: every product of groups is a category, empty ones too."""
     names = [JOIN.join(parts) for parts in itertools.product(*(reading.real.cat.categories for reading in readings))]

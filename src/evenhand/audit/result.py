@@ -62,11 +62,14 @@ class PresenceTable(_Part):
     basis: Basis
     direction: Literal["match"] = "match"
     method: str
+    shown: bool = False  # by the judge alone, though prompts stated it
     identifiable: bool | None
     refusal: str = ""
     condition_number: float | None = None
+    sensitivity: float | None = None  # how far the share moves if generated images moved the judge's score by a tenth of its spread
     n: int
     n_real: int
+    n_target: float = 0  # independent real images that the target is worth; 0 where it was stated
     n_calibration: int | None = None
     gap: float | None
     raw_gap: float | None
@@ -82,7 +85,7 @@ class GroupRow(Cell):
     reference: Cell | None = None
 
 
-QUALITY = Literal["kid", "fid", "precision", "recall", "density", "coverage", "log-is"]
+QUALITY = Literal["kid", "fid", "precision", "recall", "density", "coverage", "log-is", "cmmd"]
 
 
 class QualityTable(_Part):
@@ -106,6 +109,7 @@ class QualityTable(_Part):
     worst: str | None
     p_value: float | None = None  # of equally well generated groups; only with the kernel distance
     effect: float | None = None  # largest difference of the tested distances
+    untested: str = ""  # why there is no p-value
     view: str = ""  # of what features: "relative" as they are, "whitened"
     tested: dict[str, float | None] = {}  # each group's distance in that view, over the kernel variance of its own real images
 

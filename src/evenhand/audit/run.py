@@ -67,19 +67,22 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
     declared = _Declared.of(settings, real)
     compared_real, real_rows = _held_out(real, settings.min_n)
     with _claimed(settings.out) as folder:
-        judges = gather_judges(real, synthetic, settings.judge or [], folder, recipe(settings), force=settings.force_judge)
+        judges = gather_judges(
+            real, synthetic, settings.judge or [], folder, recipe(settings), force=settings.force_judge, as_encoder=not settings.encoder
+        )  # fmt: skip
         scores = {
             side: {name: cohort_predictions(judge, cohort, batch_size=settings.batch_size) for name, judge in judges.by_target.items()}
             for side, cohort in (("real", compared_real), ("synthetic", synthetic))
         }
         compared = Compared(compared_real, synthetic, scores, judges)
         readings = {name: read_column(compared_real, synthetic, name, compared.judgement(name)) for name in real.schema.attributes}
-        found = _chapters(settings, real, real_rows, compared, readings, folder)
+        alike, refused = told_alike(compared, readings)
+        found = _chapters(settings, (real, real_rows), compared, (readings, alike), refused, folder)
         result = _result(settings, declared, (real, real_rows), compared, found)
         if processes().is_main_process:
             sides = {"real": compared_real, "synthetic": synthetic}
             groups = {name: judge.groups for name, judge in judges.by_target.items()}
-            write_table(settings.out.with_suffix(".parquet"), per_image_table(sides, readings, scores, groups))
+            write_table(settings.out.with_suffix(".parquet"), per_image_table(sides, readings | alike, scores, groups))
             result.save(settings.out)
         processes().wait_for_everyone()
     return result
@@ -149,22 +152,28 @@ class _Chapters:
 
 
 def _chapters(
-    settings: AuditSettings, real: Cohort, real_rows: str, compared: Compared, readings: dict[str, Reading], folder: Path
+    settings: AuditSettings,
+    real: tuple[Cohort, Any],
+    compared: Compared,
+    both: tuple[dict[str, Reading], dict[str, Reading]],
+    refused: list[str],
+    folder: Path,
 ) -> _Chapters:
-    alike, refused = told_alike(compared, readings)
+    """Presence by the first of ``both`` readings, comparisons of images by the second."""
+    readings, alike = both
     quality, encoders = quality_chapter(compared, alike, settings)
-    utility, useless = utility_chapter(real, real_rows, compared, readings, settings, folder)
-    memorization, uncopied = copies_chapter(real, real_rows, compared, alike, settings)
+    utility, useless = utility_chapter(*real, compared, readings, settings, folder)
+    memorization, uncopied = copies_chapter(*real, compared, alike, settings)
     parts = {
-        "presence": presence_chapter(real, compared, readings, settings),
+        "presence": presence_chapter(real[0], compared, readings, settings),
         "quality": quality,
         "encoders": encoders,
         "semantics": semantics_chapter(compared, alike, settings),
-        "fairness": fairness_chapter(compared, readings, settings),
+        "fairness": fairness_chapter(compared, alike, settings),
         "utility": utility,
         "memorization": memorization,
     }
-    return _Chapters(parts, [*refused, *left_out(compared), *useless, *([uncopied] if uncopied else [])])
+    return _Chapters(parts, [*refused, *left_out(compared), *useless, *uncopied])
 
 
 def _result(settings: AuditSettings, declared: _Declared, real: tuple[Cohort, Any], compared: Compared, found: _Chapters) -> AuditResult:

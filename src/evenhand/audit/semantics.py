@@ -46,10 +46,10 @@ def group_auc(
     >>> group_auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], ["a"] * 4).overall.value
     0.75
     """
-    score, positive, codes, names, ids = _aligned(scores, labels, groups, subjects)
+    score, positive, codes, names, ids = aligned_scores(scores, labels, groups, subjects)
 
     def cell(rows: np.ndarray, name: str) -> tuple[Estimate, str]:
-        fault = _one_class(positive[rows], min_n)
+        fault = one_class_reason(positive[rows], ids[rows], min_n)
         if fault:
             return Estimate(math.nan, math.nan, math.nan, int(rows.sum())), fault
         return _auc_estimate(score[rows], positive[rows], ids[rows], n_boot, (seed, name)), ""
@@ -59,7 +59,9 @@ def group_auc(
     return SubgroupFrame.of(cells, overall, True)
 
 
-def _aligned(scores: Any, labels: Any, groups: Any, subjects: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any], np.ndarray]:
+def aligned_scores(
+    scores: Any, labels: Any, groups: Any, subjects: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any], np.ndarray]:
     """The rows with a known label: scores, whether positive, group codes, group names, subject codes."""
     try:
         score = np.asarray(scores, dtype=np.float64)
@@ -79,13 +81,15 @@ def _aligned(scores: Any, labels: Any, groups: Any, subjects: Any) -> tuple[np.n
     return score[known], positive[known], codes[known], names, ids[known]
 
 
-def _one_class(positive: np.ndarray, min_n: int) -> str:
+def one_class_reason(positive: np.ndarray, ids: np.ndarray, min_n: int) -> str:
     """Why an AUC is not defined; empty where it is."""
     if len(positive) == 0:
         return "no labelled images"
     if positive.all() or not positive.any():
         return f"one class only (all {len(positive)} {'positive' if positive.all() else 'negative'})"
-    return f"insufficient: {len(positive)} images, at least {min_n} wanted" if len(positive) < min_n else ""
+    if len(positive) < min_n:
+        return f"insufficient: {len(positive)} images, at least {min_n} wanted"
+    return "insufficient: all images are of one subject" if len(np.unique(ids)) < 2 else ""
 
 
 def _auc_estimate(score: np.ndarray, positive: np.ndarray, ids: np.ndarray, n_boot: int, key: tuple[int, str]) -> Estimate:
@@ -93,9 +97,9 @@ def _auc_estimate(score: np.ndarray, positive: np.ndarray, ids: np.ndarray, n_bo
     by_score = np.argsort(score[order], kind="stable")
     score, positive, codes = score[order][by_score], positive[order][by_score], codes[by_score]
     starts = np.flatnonzero(np.r_[True, np.diff(score) > 0])  # where a new score begins: ties share a step
-    value = float(_weighted_auc(np.ones((1, len(score))), positive, starts)[0])
+    value = float(weighted_auc(np.ones((1, len(score))), positive, starts)[0])
     rng = generator(key[0], "group_auc", key[1])
-    replicates = [_weighted_auc(weights, positive, starts) for weights in bootstrap_weights(codes, n_boot, rng)]
+    replicates = [weighted_auc(weights, positive, starts) for weights in bootstrap_weights(codes, n_boot, rng)]
     low, high = percentile_interval(np.concatenate(replicates)) if replicates else (math.nan, math.nan)
     if value in (0.0, 1.0):  # every replicate repeats it; as many subjects as the rarer class has bound what one more could show
         rarer = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
@@ -104,7 +108,7 @@ def _auc_estimate(score: np.ndarray, positive: np.ndarray, ids: np.ndarray, n_bo
     return Estimate(value, low, high, len(score))
 
 
-def _weighted_auc(weights: np.ndarray, positive: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def weighted_auc(weights: np.ndarray, positive: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """AUC (b,) under image weights (b, n) sorted by score; ties count half. NaN where a class has no weight."""
     up = np.add.reduceat(weights * positive, starts, axis=1)
     down = np.add.reduceat(weights * ~positive, starts, axis=1)
@@ -154,6 +158,9 @@ def _classified(labels: Any, predictions: Any, groups: Any) -> tuple[np.ndarray,
     guess, guess_names = as_labels(predictions)
     if not len(codes) == len(truth) == len(guess):
         raise FeatureError(f"{len(truth)} labels, {len(guess)} predictions and {len(codes)} groups differ in length; give one an image")
+    if truth_names and guess_names and not set(truth_names) & set(guess_names) and len(truth_names) > 1:
+        shown = [", ".join(map(repr, names[:3])) for names in (truth_names, guess_names)]
+        raise FeatureError(f"labels ({shown[0]}) and predictions ({shown[1]}) have no class in common; name classes alike in both")
     classes = [*truth_names, *(name for name in guess_names if name not in truth_names)]
     place = np.array([classes.index(name) for name in guess_names] + [-1])
     counted = np.unique(truth[(truth >= 0) & (codes >= 0) & (guess >= 0)])

@@ -15,13 +15,12 @@ from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matc
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.gaps import GapTest, quality_gap
 from evenhand.audit.intervals import FeatureError, subject_codes
-from evenhand.audit.manifold import MANIFOLD_METRICS, NEIGHBOURS, Manifold, log_inception_score, manifold_metrics
+from evenhand.audit.manifold import NEIGHBOURS, OVERLAP, Manifold, gaussian_mmd, log_inception_score, manifold_metrics
 from evenhand.audit.readings import Reading
 from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticTable, number
 from evenhand.audit.semantics import group_auc
 from evenhand.core.randomness import generator
 
-OVERLAP = tuple(MANIFOLD_METRICS)
 _FRECHET_AT_MOST, _OVERLAP_AT_MOST = 500, 300  # images a side and group
 
 
@@ -81,7 +80,7 @@ def quality_table(
         tested = quality_gap(
             sides.real, sides.synthetic, reading.real, reading.synthetic, subjects=sides.subjects, seed=how.seed, min_n=how.min_n
         )
-        answer = _answer(tested) if tested.view else answer
+        answer |= _answer(tested) if tested.view else {"untested": tested.reason}
         floors = {name: real_floor(sides, (reading.real == name).to_numpy(), how) for name in frame.by_group.index}
     return QualityTable(
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=primary, encoder=encoder,
@@ -148,10 +147,20 @@ def inception_table(reading: Reading, probabilities: Sides, judge: str, how: Res
     return _view(reading, found, "log-is", judge, cells, Cell.of(beside.overall))
 
 
+def clip_distance_table(reading: Reading, sides: Sides, encoder: str, how: Resampling) -> QualityTable:
+    """Gaussian-kernel distance of CLIP embeddings (CMMD) by subgroup."""
+    frame = size_matched(
+        sides.real, sides.synthetic, reading.real, reading.synthetic, gaussian_mmd,
+        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n, at_most=_FRECHET_AT_MOST,
+    )  # fmt: skip
+    return _view(reading, frame, "cmmd", encoder, {}, None)
+
+
 def _view(reading: Reading, frame: SubgroupFrame, metric: Any, encoder: str, beside: dict, overall: Cell | None) -> QualityTable:
     return QualityTable(
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=False, encoder=encoder,
-        direction="higher", n=frame.overall.n, overall=Cell.of(frame.overall, "" if frame.overall.defined else "too few images"),
+        direction="higher" if frame.higher_is_better else "lower", n=frame.overall.n,
+        overall=Cell.of(frame.overall, "" if frame.overall.defined else "too few images"),
         overall_reference=overall, rows=group_rows(frame, beside, reading), gap=number(frame.gap), worst=_name(frame.worst),
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ Scores in, estimates out; the training of the two classifiers is wired elsewhere
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,43 +13,8 @@ import numpy as np
 from evenhand.audit.decisions import paired_bootstrap
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.intervals import FeatureError
-from evenhand.audit.semantics import _aligned, _one_class, group_auc
+from evenhand.audit.semantics import aligned_scores, one_class_reason
 from evenhand.core.randomness import derive_seed
-
-
-@dataclass(frozen=True)
-class Utility:
-    """AUC on real test images by group: trained on real images, trained on generated ones, and the second minus the first."""
-
-    real_trained: SubgroupFrame
-    synthetic_trained: SubgroupFrame
-    difference: SubgroupFrame
-
-
-def downstream_utility(
-    labels: Any,
-    real_trained_scores: Any,
-    synthetic_trained_scores: Any,
-    groups: Any,
-    *,
-    subjects: Any = None,
-    n_boot: int = 1000,
-    seed: int = 0,
-    min_n: int = 2,
-) -> Utility:
-    """Train on generated images, test on real ones, against train on real (TSTR; Esteban et al. 2017), by group.
-
-    Arguments and errors as in ``utility_difference``.
-    """
-    _both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects)
-    real, synthetic = (
-        group_auc(scores, labels, groups, n_boot=n_boot, seed=seed, subjects=subjects, min_n=min_n)
-        for scores in (real_trained_scores, synthetic_trained_scores)
-    )
-    difference = utility_difference(
-        labels, real_trained_scores, synthetic_trained_scores, groups, subjects=subjects, n_boot=n_boot, seed=seed, min_n=min_n
-    )
-    return Utility(real, synthetic, difference)
 
 
 def utility_difference(
@@ -65,6 +29,8 @@ def utility_difference(
     min_n: int = 2,
 ) -> SubgroupFrame:
     """AUC trained on generated images minus AUC trained on real ones, overall and by group, on the same real test images.
+
+    Train on synthetic, test on real (TSTR; Esteban et al. 2017), against train on real.
 
     Args:
         labels: (n,) true labels, two values, of which the larger is positive; NaN and -1 are unknown and left out.
@@ -87,7 +53,7 @@ def utility_difference(
     real, synthetic, positive, codes, names, ids = _both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects)
 
     def cell(rows: np.ndarray, name: str) -> tuple[Estimate, str, float, float, float]:
-        fault = _one_class(positive[rows], min_n)
+        fault = one_class_reason(positive[rows], ids[rows], min_n)
         if fault:
             return Estimate(math.nan, math.nan, math.nan, int(rows.sum())), fault, math.nan, math.nan, math.nan
         tables = [{"score": side[rows], "label": positive[rows].astype(int)} for side in (real, synthetic)]
@@ -112,7 +78,7 @@ def _both_aligned(labels: Any, real: Any, synthetic: Any, groups: Any, subjects:
     sides = []
     for name, scores in (("real-trained", real), ("synthetic-trained", synthetic)):
         try:
-            sides.append(_aligned(scores, labels, groups, subjects))
+            sides.append(aligned_scores(scores, labels, groups, subjects))
         except FeatureError as error:
             raise FeatureError(f"{name} classifier: {error}") from None
     return sides[0][0], *sides[1]

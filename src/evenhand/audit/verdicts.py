@@ -32,7 +32,7 @@ def decide(tables: Sequence[Table], primary: Sequence[Question]) -> list[Decisio
 
     Presence is tested against its target, quality by ``quality_gap``, semantics, utility and memorisation for equal values in all groups.
     """
-    asked = [table for table in tables if decisive(table)]
+    asked = decisive(tables)
     p_values = np.array([math.nan if (p := p_value(table)) is None else p for table in asked])
     declared = np.array([any(question.matches(parse_question(table.question)) for question in primary) for table in asked], dtype=bool)
     adjusted = np.full(len(asked), math.nan)
@@ -56,9 +56,18 @@ def decide(tables: Sequence[Table], primary: Sequence[Question]) -> list[Decisio
     ]
 
 
-def decisive(table: Table) -> bool:
-    """Whether a table answers its question: of several metrics and encoders the primary one does."""
-    return table.primary and table.metric == "kid" if isinstance(table, QualityTable) else True
+def decisive(tables: Sequence[Table]) -> list[Table]:
+    """The tables that answer questions, one a question: the primary of several metrics and encoders, and of a presence that was
+    requested and also judged the judge's, since what was asked for is not yet shown.
+    """
+    judged = {table.question for table in tables if isinstance(table, PresenceTable) and table.shown}
+
+    def answers(table: Table) -> bool:
+        if isinstance(table, PresenceTable):
+            return table.shown or table.question not in judged
+        return table.primary and table.metric == "kid" if isinstance(table, QualityTable) else True
+
+    return [table for table in tables if answers(table)]
 
 
 def p_value(table: Table) -> float | None:
@@ -71,14 +80,22 @@ def p_value(table: Table) -> float | None:
 
 
 def equal_values_p(rows: Sequence[GroupRow]) -> float | None:
-    """Cochran's Q over groups' values with the standard errors of their intervals, chi-square with G - 1 degrees of freedom."""
-    shown = [(row.value, (row.high - row.low) / (2 * Z95)) for row in rows if None not in (row.value, row.low, row.high)]  # type: ignore[operator]
-    values, errors = np.array([v for v, _ in shown], dtype=float), np.array([e for _, e in shown], dtype=float)
-    if len(values) < 2 or not (errors > 0).all():
+    """Cochran's Q over groups' values, chi-square with G - 1 degrees of freedom; groups without an interval stay out.
+
+    A value's standard error is that of its interval towards the common mean: one at the edge of what is possible has none beyond.
+    """
+    bounds = [(row.value, row.low, row.high) for row in rows if row.value is not None and row.low is not None and row.high is not None]
+    found = np.array([bound for bound in bounds if bound[1] < bound[2]], dtype=float).reshape(-1, 3)
+    if len(found) < 2:
         return None
-    weights = errors**-2
-    mean = (weights * values).sum() / weights.sum()
-    return float(chi2.sf((weights * (values - mean) ** 2).sum(), len(values) - 1))
+    values, low, high = found.T
+    errors = (high - low) / (2 * Z95)
+    for _ in range(2):
+        mean = (values / errors**2).sum() / (1 / errors**2).sum()
+        towards = np.where(values > mean, values - low, high - values) / Z95
+        errors = np.where(towards > 0, towards, (high - low) / (2 * Z95))
+    mean = (values / errors**2).sum() / (1 / errors**2).sum()
+    return float(chi2.sf((((values - mean) / errors) ** 2).sum(), len(values) - 1))
 
 
 def target_p(table: PresenceTable) -> float | None:
@@ -95,7 +112,7 @@ def target_p(table: PresenceTable) -> float | None:
         assert row.value is not None and row.low is not None and row.high is not None and row.target is not None
         off = row.value - row.target
         side = row.value - row.low if off > 0 else row.high - row.value  # the bound towards the target
-        error = math.hypot(side / Z95, math.sqrt(row.target * (1 - row.target) / table.n_real) if table.n_real else 0.0)
+        error = math.hypot(side / Z95, math.sqrt(row.target * (1 - row.target) / table.n_target) if table.n_target else 0.0)
         smallest = min(smallest, float(2 * ndtr(-abs(off) / error)) if error > 0 else float(off == 0))
     return min(1.0, smallest * max(len(table.rows) - 1, 1))
 
@@ -104,7 +121,7 @@ def check_rules(rules: Sequence[Rule], tables: Sequence[Table]) -> list[RuleOutc
     """Whether each rule's question has a gap on the failing side; a gap that is not known fails too, and says why."""
     found = []
     for rule in rules:
-        table = next((table for table in tables if decisive(table) and rule.question.matches(parse_question(table.question))), None)
+        table = _widest([table for table in decisive(tables) if rule.question.matches(parse_question(table.question))])
         gap = None if table is None else table.gap
         broken = rule.holds(gap)
         if table is None:
@@ -116,3 +133,8 @@ def check_rules(rules: Sequence[Rule], tables: Sequence[Table]) -> list[RuleOutc
             text = f"{rule}: the gap is {gap:.4g}"
         found.append(RuleOutcome(rule=str(rule), gap=gap, failed=broken is not False, text=text))
     return found
+
+
+def _widest(tables: list[Table]) -> Table | None:
+    """Of the tables that a rule speaks of the one with the largest gap; one that has none first, as it is not known to hold."""
+    return max(tables, key=lambda table: math.inf if table.gap is None else table.gap, default=None)

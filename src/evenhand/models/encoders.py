@@ -48,6 +48,11 @@ class Encoder:
             raise UserError(f"{folder}: weights are missing ({missing[0]}); random ones would give meaningless features")
         return cls(model.eval(), Preprocessing.load(folder), folder.name, sha256_folder(folder), has_pooler=not missing)
 
+    @property
+    def is_clip(self) -> bool:
+        """Whether features are CLIP image embeddings."""
+        return str(self.model.config.model_type) == "clip"
+
     @torch.no_grad()
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features (n, d), float32, of images (n, H, W) or (n, H, W, 3) in [0, 1]."""

@@ -55,7 +55,7 @@ def _fairness_records(name: str, table: FairnessTable) -> Iterator[dict[str, Any
     """Differences between groups without an interval, then each group's calibration with the judge on real images beside it."""
     common = {"audit": name, "question": table.question, "encoder": "", "basis": table.basis, "direction": "lower", "n_real": None}
     for metric, value, beside in (("parity", table.parity, table.parity_real), ("odds", table.odds, table.odds_real)):
-        reason = "" if value is not None else "fewer than two groups have every rate"
+        reason = "" if value is not None else "a group lacks a rate, or there is one group only"
         yield common | {
             "metric": f"{metric} difference", "group": "overall", "n": None, "value": value, "low": None, "high": None, "beside": beside,
             "beside_is": "judge on real images", "reason": reason,

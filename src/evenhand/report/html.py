@@ -142,7 +142,7 @@ def _figures(name: str, result: AuditResult) -> dict[str, str]:
             [
                 panel
                 for place, table in enumerate(semantics)
-                for panel in _semantic_panels(table, place == 0 or semantics[place - 1].value != table.value)
+                for panel in _semantic_panels(table, place == 0 or _asked(semantics[place - 1]) != _asked(table))
             ],
             title=f"{name}: AUC of the requested condition by group", axis="AUC, higher is better",
             found="generated images", reference="real images", limits=_auc_limits(semantics),
@@ -165,6 +165,10 @@ def _group_panel(table: QualityTable | SemanticTable) -> Panel:
 def _semantic_panels(table: SemanticTable, first: bool) -> list[Panel]:
     overall = Panel(f"{table.condition} = {table.value}", [Line("overall", _mark(table.overall), _mark(table.overall_reference))])
     return [overall, _group_panel(table)] if first else [_group_panel(table)]
+
+
+def _asked(table: SemanticTable) -> tuple[str, str]:
+    return table.condition, table.value
 
 
 def _auc_limits(tables: list[SemanticTable]) -> tuple[float, float]:
@@ -195,7 +199,7 @@ def _sweep(results: list[AuditResult]) -> list[str]:
     for result in ordered:
         scale = float(result.synthetic.guidance_scale or 0)
         for table in result.presence:
-            if len(table.by) == 1 and table.basis != "requested":
+            if len(table.by) == 1 and table.basis == "judge":
                 for row in table.rows:
                     mark = Mark(None) if table.identifiable is False else Mark(row.value, row.low, row.high)
                     _extend(presence, table.by[0], row.group, scale, mark, row.target)
