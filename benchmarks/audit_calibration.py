@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,10 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def presence(repeats: int) -> Rates:
     """Bias, error and coverage of the corrected share; refusals where only the mix differs, and where scores or features moved."""
-    found = {}
-    for accuracy in (0.75, 0.8, 0.85):
-        for share in (0.05, 0.2, 0.5, 0.9):
-            found[f"accuracy {accuracy}, share {share}"] = _presence_cell(repeats, accuracy, share)
-    return found
+    cells = list(itertools.product((0.75, 0.8, 0.85), (0.05, 0.2, 0.5, 0.9)))
+    with ProcessPoolExecutor() as pool:
+        found = pool.map(_presence_cell, itertools.repeat(repeats), *zip(*cells, strict=True))
+    return {f"accuracy {accuracy}, share {share}": rates for (accuracy, share), rates in zip(cells, found, strict=True)}
 
 
 def _presence_cell(repeats: int, accuracy: float, share: float) -> Rates:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import nnls
-from scipy.special import logsumexp
 
 _FLOOR = 1e-6  # a probability of 0 has no logarithm
 _MOST_ROUNDS = 300
@@ -61,7 +60,8 @@ def recalibrate(logs: np.ndarray, labels: np.ndarray, weights: np.ndarray, start
 def _misfit(point: np.ndarray, design: np.ndarray, chosen: np.ndarray, weights: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """Log-loss with the prior's penalty, (b,)."""
     values = np.einsum("nkq,bq->bnk", design, point)
-    loss = logsumexp(values, axis=2) - point @ chosen.T
+    largest = values.max(axis=2)
+    loss = largest + np.log(np.exp(values - largest[..., None]).sum(axis=2)) - point @ chosen.T
     return np.asarray((weights * loss).sum(axis=1) + 0.5 * ((point - prior) ** 2).sum(axis=1))
 
 
