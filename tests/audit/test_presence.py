@@ -123,3 +123,27 @@ def test_labels_are_found_by_image(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,sex,race\nimages/2.png,female,\nimages/0.png,unknown,\n")
     found = hand_labels(tmp_path / "labels.csv", cohort(3))
     assert list(found) == ["sex"] and found["sex"].tolist() == [None, None, "female"]
+
+
+def test_a_target_of_few_patients_with_many_images_is_no_exact_one() -> None:
+    patients = np.repeat(np.arange(60), 33)
+    sexes = pd.Series(pd.Categorical(np.where(patients % 2 == 0, "male", "female"), categories=["male", "female"]))
+    reading = Reading(("sex",), sexes, sexes, "requested")
+    by_patient, by_image = target_shares(reading, None, patients), target_shares(reading, None)
+    assert by_patient.shares == by_image.shares == {"male": 0.5, "female": 0.5}
+    assert by_patient.n == by_image.n == 1980 and by_patient.effective == pytest.approx(60) and by_image.effective == pytest.approx(1980)
+
+
+def test_a_few_silent_images_stay_out_and_ask_no_judge() -> None:
+    asked = ["male"] * 60 + ["female"] * 38 + ["unspecified"] * 2
+    real, synthetic = cohort(20, sex=["male", "female"] * 10), cohort(100, sex=asked)
+    reading = read_column(real, synthetic, "sex", pd.Series(["female"] * 100))
+    assert reading.basis == "requested" and reading.synthetic.isna().sum() == 2
+
+
+def test_the_few_that_are_silent_on_one_column_stay_out_of_its_crossing_with_a_judged_one() -> None:
+    data, sex, race = world(0.8, ["x", "y"] * 290 + ["unspecified"] * 20)
+    assert race.basis == "requested"
+    table = presence_table(cross([sex, race]), target_shares(cross([sex, race]), None), data)
+    assert table.identifiable and table.n == 580 and sum(row.value or 0 for row in table.rows) == pytest.approx(1)
+    assert shares(table)["male x x"] == pytest.approx(0.4, abs=0.06)

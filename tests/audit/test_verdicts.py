@@ -63,6 +63,32 @@ def test_shares_are_tested_against_their_target() -> None:
     assert target_p(presence(0.8, 0.5, identifiable=False)) is None
 
 
+def test_a_presence_that_was_requested_and_judged_is_answered_by_the_judge() -> None:
+    requested, shown = presence(0.5, 0.5).model_copy(update={"basis": "requested"}), presence(0.9, 0.5).model_copy(update={"shown": True})
+    (decision,) = decide([requested, shown], [parse_question("presence:sex")])
+    assert decision.primary and decision.gap == pytest.approx(0.4) and decision.flagged
+    (outcome,) = check_rules([parse_rule("presence:sex>0.05")], [requested, shown])
+    assert outcome.failed and outcome.gap == pytest.approx(0.4)
+    (missing,) = decide([requested], [parse_question("quality:race")])[-1:]
+    assert missing.question == "quality:race" and missing.p_value is None
+
+
+def test_a_group_at_the_edge_or_without_a_spread_neither_hides_nor_makes_a_gap() -> None:
+    edge = cell("edge", 1.0).model_copy(update={"low": 0.9, "high": 1.0})  # all its error lies below: 0.1 / 1.96
+    low = cell("low", 0.8, 0.05)
+    both = equal_values_p([edge, low])
+    assert both == pytest.approx(2 * norm.sf(0.2 * 1.959964 / (0.1**2 + 0.05**2) ** 0.5), rel=0.05)
+    still = cell("still", 0.5, 0.0)
+    assert equal_values_p([edge, low, still]) == both and equal_values_p([low, still]) is None
+
+
+def test_a_rule_may_leave_the_condition_open_and_the_first_of_two_values_means_the_second() -> None:
+    conditions = {"tumour": ["no", "yes"]}
+    assert str(parse_question("semantics:tumour=no:sex", conditions=conditions)) == "semantics:tumour=yes:sex"
+    assert parse_question("utility:sex").matches(parse_question("utility:tumour=yes:sex"))
+    assert not parse_question("utility:sex").matches(parse_question("utility:tumour=yes:age"))
+
+
 def test_declared_questions_are_adjusted_apart_from_the_rest() -> None:
     tables = [presence(0.8, 0.5), quality(0.03), quality(0.04, "sex"), quality(0.001, primary=False), quality(None, "age"),
               quality(0.9, metric="fid"), semantic(0.9, 0.9)]  # fmt: skip

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from evenhand.audit.readings import stated
+from evenhand.audit.readings import FEW_SILENT, stated
 from evenhand.audit.result import JudgeFacts
 from evenhand.cohorts.cohort import SCHEMA_FILE, TABLE_FILE, Cohort
 from evenhand.core.artifacts import sha256_folder
@@ -60,7 +60,7 @@ def gather_judges(
     """Load the judges given; train the others that this audit needs into ``folder``, or reuse those made there from the same cohort.
 
     Needed are a judge for every condition that the generated images state (to see whether they show it), and for every attribute
-    on which some prompt is silent; with ``as_encoder`` some judge, whose features the distances take.
+    on which prompts are silent; with ``as_encoder`` some judge, whose features the distances take.
 
     Raises:
         UserError: two judges of one column, a judge of a column that the real cohort lacks, or one that guided the model.
@@ -79,7 +79,7 @@ def gather_judges(
             )
         judges[judge.target] = judge
     needed = [name for name in real.schema.conditions if stated(synthetic, name).notna().any()]
-    needed += [name for name in real.schema.attributes if stated(synthetic, name).isna().any()]
+    needed += [name for name in real.schema.attributes if stated(synthetic, name).isna().mean() > FEW_SILENT]
     if as_encoder and not needed and not judges:
         needed = list(real.schema.columns)[:1]
     trained, unjudged = set(), {}

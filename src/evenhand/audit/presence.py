@@ -123,17 +123,18 @@ def _corrected(reading: Reading, data: PresenceData, judge_only: bool) -> _Corre
     Whether the mix can be known is asked of all images on which the same columns are silent; their shares are then estimated for
     each requested value apart.
     """
+    counted = np.flatnonzero(reading.synthetic.notna())  # the few that are silent where none is judged stay out
     asked = pd.DataFrame({name: [None] * len(data.synthetic) if judge_only else stated(data.synthetic, name) for name in reading.by})
-    silent = asked.isna()
+    asked = asked.iloc[counted]
     shares: dict[str, np.ndarray] = {}
     tested: MixEstimate | None = None
-    for pattern, there in _strata(silent).items():
+    for pattern, there in _strata(asked.isna()).items():
         columns = [name for name, unstated in zip(reading.by, pattern, strict=True) if unstated]
-        whole = _estimate(columns, there, data) if columns else None
+        whole = _estimate(columns, counted[there], data) if columns else None
         if whole is not None and (tested is None or tested.identifiable):
             tested = whole
         for requested, part in _strata(asked.iloc[there].fillna("")).items():
-            rows = there[part]
+            rows = counted[there[part]]
             estimate = whole if whole is None or len(rows) == len(there) else _estimate(columns, rows, data)
             for cell, bounds in _cells(reading.by, requested, columns, estimate, data):
                 shares[cell] = shares.get(cell, np.zeros(3)) + bounds * len(rows) / len(asked)

@@ -16,6 +16,7 @@ from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN, UNSPECIFIED, known
 
 JOIN = " x "
+FEW_SILENT = 0.05  # of the images; where no more are silent they are left out, and no judge is asked
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ def judged(probabilities: np.ndarray, groups: Sequence[str]) -> pd.Series:
 
 
 def read_column(real: Cohort, synthetic: Cohort, column: str, judgement: pd.Series | None, *, prefer_judge: bool = False) -> Reading:
-    """Groups along one column: requested where stated, else the judge's reading; ``prefer_judge`` takes the judge's throughout."""
+    """Groups along one column: requested where stated, else the judge's reading; ``prefer_judge`` takes the judge's throughout.
+
+    Where hardly an image is silent, those that are stay out.
+    """
     asked = stated(synthetic, column)
     silent = asked.isna()
-    if judgement is not None and (prefer_judge or silent.any()):
+    if judgement is not None and (prefer_judge or silent.mean() > FEW_SILENT):
         labels = judgement if prefer_judge else asked.where(~silent, judgement)
         basis: Basis = "judge" if prefer_judge or silent.all() else "mixed"
     else:
