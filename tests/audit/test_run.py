@@ -239,6 +239,20 @@ def test_a_judge_that_cannot_tell_groups_parts_no_images_and_a_heavy_subject_dec
     assert sum(row.n_real for row in overall.rows) == result.n["real_compared"] - 6
 
 
+def test_labels_of_a_column_that_no_judge_reads_are_refused(
+    audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    images = Cohort.load(world / "generated").table["image"]
+    (world / "labels.csv").write_text("image,age_group\n" + "".join(f"{image},old\n" for image in images[:3]))
+    judges = [Path(judge.path) for judge in audited[0].judges]
+    settings = AuditSettings(
+        real=world / "real", synthetic=world / "generated", out=world / "l.json", judge=judges, labels=world / "labels.csv", **SMALL
+    )
+    with pytest.raises(UserError, match="age_group has labels, but no judge reads it"):
+        audit_cohorts(settings)
+
+
 def test_a_guide_may_not_judge_unless_forced(
     audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,7 @@ def presence_chapter(real: Cohort, compared: Compared, readings: dict[str, Readi
     mix = parse_mix(settings.target, compared.real.schema.attributes) if settings.target else None
     data = PresenceData(
         compared.real, compared.synthetic, compared.calibrating, _judged_columns(compared, settings),
-        hand_labels(settings.labels, compared.synthetic) if settings.labels else {}, settings.n_boot, settings.seed,
+        _labels(settings.labels, compared) if settings.labels else {}, settings.n_boot, settings.seed,
     )  # fmt: skip
     whole = {name: read_column(real, compared.synthetic, name, compared.judgement(name)) for name in readings}
     subjects = real.table["subject_id"].astype(object).to_numpy()
@@ -147,6 +147,21 @@ def presence_chapter(real: Cohort, compared: Compared, readings: dict[str, Readi
             shown = read_column(compared.real, compared.synthetic, name, compared.judgement(name), prefer_judge=True)
             tables.append(presence_table(shown, targets[shown.by], data, judge_only=True))
     return tables
+
+
+def _labels(path: Path, compared: Compared) -> dict[str, pd.Series]:
+    """A hand's labels, each beside a judge of its column."""
+    found = hand_labels(path, compared.synthetic)
+    for name, labels in found.items():
+        judge = compared.judges.by_target.get(name)
+        if judge is None:
+            raise UserError(f"--labels {path}: {name} has labels, but no judge reads it in this audit; give one with --judge")
+        strange = set(labels.dropna()) - set(judge.groups)
+        if strange:
+            raise UserError(
+                f"--labels {path}: {name} = {min(strange)!r} is no group of its judge ({', '.join(judge.groups)}); leave it empty"
+            )
+    return found
 
 
 def _judged_columns(compared: Compared, settings: AuditSettings) -> dict[str, JudgedColumn]:
