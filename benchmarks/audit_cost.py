@@ -34,7 +34,7 @@ from evenhand.models.classifiers import ClassifierSettings, train_classifier
 from evenhand.models.encoders import Encoder
 from evenhand.models.preprocessing import Preprocessing
 
-SIDE = 64
+SIDE = 32
 ATTRIBUTES = ("sex", "age_group", "site")
 
 

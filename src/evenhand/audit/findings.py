@@ -143,11 +143,14 @@ def copy_finding(memorization: Memorization) -> Finding:
 
 
 def share_span(cell: object) -> str:
-    """``83 % [80, 86]``."""
+    """``83 % [80, 86]``, with a decimal where whole percents would say ``0 % [0, 0]``."""
     value, low, high = (getattr(cell, name) for name in ("value", "low", "high"))
     if value is None:
         return "undefined"
-    return percent(value) + ("" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]")
+    if low is None or high is None:
+        return percent(value)
+    places = 1 if high < 0.01 or low > 0.99 else 0
+    return f"{100 * value:.{places}f} % [{100 * low:.{places}f}, {100 * high:.{places}f}]"
 
 
 def caveats(
