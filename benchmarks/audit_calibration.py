@@ -71,7 +71,7 @@ def _presence_cell(repeats: int, accuracy: float, share: float) -> Rates:
             given = {} if features is None else {"features": features, "calibration_features": there}  # noqa: B023
             return estimate_mix(sigmoid(logits), probs, labels, n_boot=n_boot, seed=repeat, **given)  # noqa: B023
 
-        estimate = judged(logits, 500)
+        estimate = judged(logits, 300)
         errors.append(estimate.values[1] - share)
         covered += estimate.low[1] <= share <= estimate.high[1]
         refused["mix"] += not estimate.identifiable

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from evenhand.core.randomness import generator
 
 Metric = Callable[[np.ndarray, np.ndarray], Any] | Literal["kid", "frechet"]
 MIN_N = 10
-_BLOCK_CELLS = 4_000_000  # kernel values held at once: 32 MB
+_BLOCK_CELLS, _KEPT_CELLS = 4_000_000, 8_000_000  # kernel values held at once (32 MB), and kept between two passes
 _FOLDS, _JACKKNIFED = 10, 1
 LARGEST = 1e25  # of a feature: its cubic kernel can still be squared
 _NORMAL = ndtri((np.arange(400) + 0.5) / 400)  # a standard normal, as 400 equally likely values
@@ -90,9 +91,11 @@ def kernel_distance(real: Any, synthetic: Any, *, subjects: Any = None) -> Estim
     y, size_y = _by_subject(y, codes_y, "synthetic")
     n, m = len(x), len(y)
 
-    within_x, own_x = _row_sums(x, size_x)
-    within_y, own_y = _row_sums(y, size_y)
-    across_x, across_y = _cross_sums(x, y, size_x, size_y)
+    kernel_x, kernel_y = _Kernel(x, x, size_x, size_x), _Kernel(y, y, size_y, size_y)
+    kernel_xy = _Kernel(x, y, size_x, size_y)
+    within_x, own_x = _row_sums(kernel_x)
+    within_y, own_y = _row_sums(kernel_y)
+    across_x, across_y = _cross_sums(kernel_xy)
     mean_x, mean_y = within_x / (n - size_x), within_y / (m - size_y)  # (A,) sums over a subject of its images' mean kernel
     level_x = within_x.sum() / (n * n - (size_x**2).sum())
     level_y = within_y.sum() / (m * m - (size_y**2).sum())
@@ -103,9 +106,9 @@ def kernel_distance(real: Any, synthetic: Any, *, subjects: Any = None) -> Estim
     slope_y = _centred_squares(mean_y - across_y / n, size_y)
     plugged = 4 * slope_x / n**2 + 4 * slope_y / m**2
     pairs = (
-        2 * _pair_squares(x, x, size_x, size_x, mean_x, mean_x, level_x, own_x) / n**4
-        + 2 * _pair_squares(y, y, size_y, size_y, mean_y, mean_y, level_y, own_y) / m**4
-        + 4 * _pair_squares(x, y, size_x, size_y, across_x / m, across_y / n, level_xy, None) / (n * m) ** 2
+        2 * _pair_squares(kernel_x, mean_x, mean_x, level_x, apart=True) / n**4
+        + 2 * _pair_squares(kernel_y, mean_y, mean_y, level_y, apart=True) / m**4
+        + 4 * _pair_squares(kernel_xy, across_x / m, across_y / n, level_xy, apart=False) / (n * m) ** 2
     )
     plugged_value = (within_x.sum() + own_x.sum()) / n**2 + (within_y.sum() + own_y.sum()) / m**2 - 2 * level_xy
     # Noise of the plugged-in witness inflates its variance by 2 pairs and its norm by plugged_value - value. Taking that noise off
@@ -169,20 +172,42 @@ def kernel_blocks(x: np.ndarray, y: np.ndarray, size_x: np.ndarray, size_y: np.n
         first = last
 
 
-def _row_sums(x: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass
+class _Kernel:
+    """Kernel sums between subjects, gone through twice: kept from the first time where they are not too many."""
+
+    x: np.ndarray
+    y: np.ndarray
+    size_x: np.ndarray
+    size_y: np.ndarray
+    kept: list[tuple[slice, np.ndarray]] = field(default_factory=list)
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """As ``kernel_blocks``."""
+        if self.kept:
+            yield from self.kept
+            return
+        small = len(self.size_x) * len(self.size_y) <= _KEPT_CELLS
+        for rows, kernel in kernel_blocks(self.x, self.y, self.size_x, self.size_y):
+            if small:
+                self.kept.append((rows, kernel))
+            yield rows, kernel
+
+
+def _row_sums(within: _Kernel) -> tuple[np.ndarray, np.ndarray]:
     """For each subject: the sum of kernels with other subjects' images, and with its own."""
-    others, own = np.empty(len(size)), np.empty(len(size))
-    for rows, kernel in kernel_blocks(x, x, size, size):
+    others, own = np.empty(len(within.size_x)), np.empty(len(within.size_x))
+    for rows, kernel in within.blocks():
         own[rows] = kernel[np.arange(len(kernel)), np.arange(rows.start, rows.stop)]
         kernel[np.arange(len(kernel)), np.arange(rows.start, rows.stop)] = 0
         others[rows] = kernel.sum(axis=1)
     return others, own
 
 
-def _cross_sums(x: np.ndarray, y: np.ndarray, size_x: np.ndarray, size_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _cross_sums(across: _Kernel) -> tuple[np.ndarray, np.ndarray]:
     """Sums of kernels between the sides, for each subject of x and of y."""
-    by_x, by_y = np.empty(len(size_x)), np.zeros(len(size_y))
-    for rows, kernel in kernel_blocks(x, y, size_x, size_y):
+    by_x, by_y = np.empty(len(across.size_x)), np.zeros(len(across.size_y))
+    for rows, kernel in across.blocks():
         by_x[rows] = kernel.sum(axis=1)
         by_y += kernel.sum(axis=0)
     return by_x, by_y
@@ -194,22 +219,13 @@ def _centred_squares(sums: np.ndarray, size: np.ndarray) -> float:
     return float((centred**2).sum()) * len(size) / (len(size) - 1)
 
 
-def _pair_squares(
-    x: np.ndarray,
-    y: np.ndarray,
-    size_x: np.ndarray,
-    size_y: np.ndarray,
-    mean_x: np.ndarray,
-    mean_y: np.ndarray,
-    level: float,
-    own: np.ndarray | None,
-) -> float:
-    """Sum of squared doubly centred kernel sums over pairs of subjects; pairs of a subject with itself are left out."""
+def _pair_squares(sums: _Kernel, mean_x: np.ndarray, mean_y: np.ndarray, level: float, *, apart: bool) -> float:
+    """Sum of squared doubly centred kernel sums over pairs of subjects; ``apart`` leaves out pairs of a subject with itself."""
     total = 0.0
-    for rows, kernel in kernel_blocks(x, y, size_x, size_y):
-        centred = kernel - np.outer(mean_x[rows], size_y)
-        centred -= np.outer(size_x[rows], mean_y - level * size_y)
-        if own is not None:
+    for rows, kernel in sums.blocks():
+        centred = kernel - np.outer(mean_x[rows], sums.size_y)
+        centred -= np.outer(sums.size_x[rows], mean_y - level * sums.size_y)
+        if apart:
             centred[np.arange(len(centred)), np.arange(rows.start, rows.stop)] = 0
         total += float((centred**2).sum())
     return total
