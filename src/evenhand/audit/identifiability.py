@@ -26,6 +26,7 @@ _SHIFTS = (-1.0, -0.5, 0.5, 1.0)  # within-class standard deviations of the scor
 _SCALES = (0.6, 1.6)
 _GRID = 512
 _LEAST_DENSITY = 1e-7
+_ROUNDING = 1e-6  # within-class deviations
 _MOST_LOG_RATIO = 3.0
 _MULTIPLIERS = 2000
 _DRAWN_AT_ONCE = 8_000_000
@@ -90,8 +91,12 @@ def residuals(statistics: np.ndarray, calibration_statistics: np.ndarray, mixtur
     both = np.concatenate([_jackknifed(influence[0], mixture.codes), -theirs_by_subject])
     residual = own.mean(axis=0) - mixture.weights @ means
     freedom = max(min(effective_subjects(np.bincount(codes)) for codes in (mixture.codes, mixture.calibration_codes)) - 1, 1.0)
-    error = np.sqrt((both**2).sum(axis=0)).clip(1e-6)  # what the weights explain in full leaves rounding, of a score of two values say
-    return Residuals(residual / error, residual, np.clip(np.abs(residual) - Z95 * error, 0, None), both / error, freedom)
+    error = np.sqrt((both**2).sum(axis=0))
+    # What the weights explain in full leaves rounding only: of a score of two values, say, all of it.
+    told = error > _ROUNDING
+    error = np.where(told, error, 1.0)
+    z, sure = np.where(told, residual / error, 0.0), np.clip(np.abs(residual) - Z95 * error, 0, None)
+    return Residuals(z, residual, np.where(told, sure, 0.0), both / error, freedom)
 
 
 def _project(own: np.ndarray, theirs: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
