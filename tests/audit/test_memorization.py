@@ -2,14 +2,13 @@
 
 import itertools
 import math
-import os
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from cohorts.raw_data import real_data
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
@@ -371,10 +370,7 @@ def test_nearest_ratio_without_distances_is_undefined() -> None:
 
 
 def test_real_radiographs_of_patients_with_many_alike() -> None:
-    base = os.environ.get("EVENHAND_DATA")
-    if not base:
-        pytest.skip("EVENHAND_DATA is not set: no real images here")
-    paths = sorted((Path(base) / "nih_cxr" / "images").glob("*.png"))
+    paths = sorted((real_data("nih_cxr") / "images").glob("*.png"))
     place = pd.factorize(np.array([path.name[:8] for path in paths]))[0] * 79 % 204  # patients in another order
     images = np.stack([np.asarray(Image.open(path).convert("L"), dtype=np.float32) / 255 for path in paths])
     train, heldout, innocent = images[place < 110], images[(place >= 110) & (place < 150)], images[place >= 150]

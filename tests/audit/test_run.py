@@ -239,6 +239,24 @@ def test_a_judge_that_cannot_tell_groups_parts_no_images_and_a_heavy_subject_dec
     assert sum(row.n_real for row in overall.rows) == result.n["real_compared"] - 6
 
 
+def test_without_any_group_that_can_be_told_the_whole_is_still_measured(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENHAND_CACHE", str(world / "cache"))
+    for name in ("real", "generated"):
+        cohort = Cohort.load(world / name)
+        table = cohort.table.drop(columns="age_group")
+        if name == "real":
+            table["sex"] = np.random.default_rng(0).permutation(table["sex"])
+        schema = cohort.schema.model_copy(update={"attributes": {"sex": ["male", "female"]}})
+        Cohort(schema, table, cohort.root).save(world / f"{name}-groupless")
+    settings = AuditSettings(real=world / "real-groupless", synthetic=world / "generated-groupless", out=world / "whole.json", **SMALL)
+    result = audit_cohorts(settings)
+    assert {tuple(table.by) for table in [*result.quality, *result.semantics]} == {("all",)}
+    kid = next(table for table in result.quality if table.metric == "kid")
+    assert kid.overall.value is not None and kid.rows[0].value == pytest.approx(kid.overall.value) and kid.p_value is None
+    page = write_report([world / "whole.json"], world / "whole.html").read_text()
+    assert "by sex are not given" in page and "all images" in page
+
+
 def test_labels_of_a_column_that_no_judge_reads_are_refused(
     audited: tuple[AuditResult, Path, dict[str, int]], world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

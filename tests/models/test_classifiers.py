@@ -189,3 +189,22 @@ def test_on_a_full_disk_no_half_classifier_appears(brain: Path, tmp_path: Path, 
 
 def _nothing(out: Path) -> None:
     assert not out.exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_folder_with_code_of_its_own_is_refused_or_read_without_it(classifier_folder: Path, tmp_path: Path, known: bool) -> None:
+    folder, mark = shutil.copytree(classifier_folder, tmp_path / "foreign"), tmp_path / "executed"
+    code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\nfrom transformers import ResNetConfig as Own, ResNetModel as OwnModel\n"
+    (folder / "own.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.Own", "AutoModel": "own.OwnModel", "AutoModelForImageClassification": "own.OwnModel"}
+    config["model_type"] = config["model_type"] if known else "foreign"
+    (folder / "config.json").write_text(json.dumps(config))
+    for load in (Classifier.load, Encoder.load):
+        if known:
+            assert load(folder).model is not None
+        else:
+            with pytest.raises(UserError) as error:
+                load(folder)
+            assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    assert not mark.exists()

@@ -15,7 +15,7 @@ from evenhand.audit.copying import TRAIN_AT_MOST, Features, memorization_chapter
 from evenhand.audit.downstream import downstream_tables, train_pair
 from evenhand.audit.fairness import Answers, fairness_table
 from evenhand.audit.identifiability import MIN_AUC, one_against_rest_auc
-from evenhand.audit.intervals import HEAVY, FeatureError
+from evenhand.audit.intervals import HEAVY, FeatureError, few_a_subject, subject_codes
 from evenhand.audit.judges import Judges, Recipe
 from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
 from evenhand.audit.readings import Reading, alike_column, everyone, hand_labels, judged, read_column, stated, with_intersections
@@ -87,12 +87,8 @@ class Compared:
 
 
 def _few_a_subject(cohort: Cohort) -> np.ndarray:
-    """A mask (n,); which images of a subject stay is told by their content."""
-    table = pd.DataFrame({"subject": cohort.table["subject_id"].astype(object).to_numpy(), "hash": cohort.image_hashes()})
-    size = table.groupby("subject", dropna=False)["hash"].transform("size")
-    most = max(1, round(HEAVY * float(size.groupby(table["subject"], dropna=False).first().median())))
-    order = table.sort_values("hash", kind="stable").groupby("subject", dropna=True).cumcount().reindex(table.index)
-    return ((order < most) | table["subject"].isna()).to_numpy()
+    """Which images of a subject stay is told by their content."""
+    return few_a_subject(subject_codes(cohort.table["subject_id"].astype(object).to_numpy(), len(cohort)), cohort.image_hashes())
 
 
 def left_out(compared: Compared) -> list[str]:
@@ -232,6 +228,7 @@ def _default_encoders(compared: Compared) -> list[Path]:
 
 
 def semantics_chapter(compared: Compared, readings: dict[str, Reading], settings: AuditSettings) -> list[SemanticTable]:
+    """Each condition that generated images state and that has a judge, by every group and intersection."""
     tables = []
     for condition in compared.real.schema.conditions:
         judge = compared.judges.by_target.get(condition)

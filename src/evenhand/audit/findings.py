@@ -8,6 +8,7 @@ from typing import TypeVar
 from evenhand.audit.identifiability import MIN_AUC
 from evenhand.audit.result import (
     CohortFacts,
+    CopyTable,
     Decision,
     EncoderFacts,
     Finding,
@@ -60,10 +61,10 @@ def presence_finding(table: PresenceTable) -> Finding:
         return Finding(question=table.question, kind="presence", text=f"Presence by {name}: undefined ({reason}).")
     row = max(shown, key=lambda row: (round(abs((row.value or 0) - (row.target or 0)), 9), row.target or 0))
     assert row.value is not None and row.target is not None
-    bounds = "" if row.low is None or row.high is None else f" [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+    name_and_bounds = share_span(row).replace(" %", f" % {row.group}", 1)
     wanted = "target" if table.n_real == 0 else "real cohort"
     text = (
-        f"Presence by {name}: {percent(row.value)} {row.group}{bounds} {_BASIS[table.basis]}"
+        f"Presence by {name}: {name_and_bounds} {_BASIS[table.basis]}"
         f"{', with labels of a hand' if table.method == 'labelled' else ''}, {wanted} {percent(row.target)}: gap {points(table.gap)}."
     )
     return Finding(question=table.question, kind="presence", text=text)
@@ -101,11 +102,11 @@ def semantic_finding(tables: list[SemanticTable]) -> Finding:
         return Finding(question=first.question, kind="semantics", text=text)
     text = f"Condition {label}: the judge finds it where it was asked for with AUC {auc(first.overall)}"
     for table in tables:
-        shown = [row for row in table.rows if row.value is not None]
-        if len(shown) > 1 and table.gap is not None:
-            worst = min(shown, key=_value)
-            least = f"least for {worst.group} ({auc(worst)}, gap {table.gap:.2f})" if table.gap >= 0.005 else "the same for all groups"
-            text += f"; by {table.by[0]} {least}"
+        worst = _outstanding(table)
+        if worst:
+            text += f"; by {table.by[0]} least for {worst.group} ({auc(worst)}, gap {table.gap:.2f})"
+        elif table.gap is not None:
+            text += f"; by {table.by[0]} the same for all groups"
     return Finding(question=first.question, kind="semantics", text=text + ".")
 
 
@@ -120,10 +121,8 @@ def utility_finding(tables: list[UtilityTable]) -> Finding:
         f"AUC on held-out real images differs by {signed(first.overall)}"
     )
     for table in tables:
-        shown = [row for row in table.rows if row.value is not None]
-        if len(shown) > 1 and table.gap is not None and table.gap >= 0.005:
-            worst = min(shown, key=_value)
-            text += f"; by {table.by[0]} worst for {worst.group} ({signed(worst)})"
+        worst = _outstanding(table)
+        text += f"; by {table.by[0]} worst for {worst.group} ({signed(worst)})" if worst else ""
     return Finding(question=first.question, kind="utility", text=text + ".")
 
 
@@ -135,11 +134,16 @@ def copy_finding(memorization: Memorization) -> Finding:
         return Finding(question=first.question, kind="memorization", text=f"Copies of training images: undefined ({overall.reason}).")
     text = f"Copies of training images: {share_span(overall)} of the generated images, beyond what chance explains"
     for table in (table for table in memorization.tables if len(table.by) == 1):
-        shown = [row for row in table.rows if row.value is not None]
-        if len(shown) > 1 and table.gap is not None and table.gap >= 0.005:
-            worst = max(shown, key=_value)
-            text += f"; by {table.by[0]} most for {worst.group} ({share_span(worst)})"
+        worst = _outstanding(table)
+        text += f"; by {table.by[0]} most for {worst.group} ({share_span(worst)})" if worst else ""
     return Finding(question=first.question, kind="memorization", text=text + ".")
+
+
+def _outstanding(table: SemanticTable | UtilityTable | CopyTable) -> GroupRow | None:
+    """The worst group, where groups differ by more than the digits shown."""
+    if table.gap is None or table.gap < 0.005:
+        return None
+    return next((row for row in table.rows if row.group == table.worst), None)
 
 
 def share_span(cell: object) -> str:

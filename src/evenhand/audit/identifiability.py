@@ -139,7 +139,7 @@ def shift_statistics(score: np.ndarray, calibration_score: np.ndarray, mixture: 
 
     For each such change: the log-density ratio between the best changed mixture and the fitted one, which is the most powerful
     statistic against just that change (Neyman and Pearson). Class densities are taken as normal. Where they are not, the test is no
-    less valid, only less powerful; smoothed histograms in their place cost more power by their noise (measured: .32 for .65).
+    less valid, only less powerful; smoothed histograms in their place cost more power by their noise.
     """
     scores = _Scores.of(score, calibration_score, mixture)
     fitted = mixture.weights @ scores.densities

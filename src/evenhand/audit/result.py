@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -85,28 +86,33 @@ class GroupRow(Cell):
     reference: Cell | None = None
 
 
+class _GroupTable(_Part):
+    """What every table of values by subgroup has; ``overall_reference`` stands beside ``overall`` as ``reference`` beside a row."""
+
+    question: str
+    by: list[str]
+    basis: Basis
+    overall: Cell
+    overall_reference: Cell | None = None
+    rows: Sequence[GroupRow]
+    gap: float | None
+    worst: str | None
+
+
 QUALITY = Literal["kid", "fid", "precision", "recall", "density", "coverage", "log-is", "cmmd"]
 
 
-class QualityTable(_Part):
+class QualityTable(_GroupTable):
     """A distance, or another view of quality, by subgroup at one common n.
 
     ``reference`` is for the kernel distance the same between two halves of the real images, for log-IS that of the real images.
     """
 
-    question: str
-    by: list[str]
-    basis: Basis
     metric: QUALITY
     primary: bool
     encoder: str
     direction: Literal["lower", "higher"] = "lower"
     n: int
-    overall: Cell
-    overall_reference: Cell | None
-    rows: list[GroupRow]
-    gap: float | None
-    worst: str | None
     p_value: float | None = None  # of equally well generated groups; only with the kernel distance
     effect: float | None = None  # largest difference of the tested distances
     untested: str = ""  # why there is no p-value
@@ -114,21 +120,13 @@ class QualityTable(_Part):
     tested: dict[str, float | None] = {}  # each group's distance in that view, over the kernel variance of its own real images
 
 
-class SemanticTable(_Part):
+class SemanticTable(_GroupTable):
     """AUC of a judge's reading of a condition against the one requested, by subgroup; ``reference`` is the judge on real images."""
 
-    question: str
     condition: str
     value: str
-    by: list[str]
-    basis: Basis
     metric: Literal["auc"] = "auc"
     direction: Literal["higher"] = "higher"
-    overall: Cell
-    overall_reference: Cell | None
-    rows: list[GroupRow]
-    gap: float | None
-    worst: str | None
     es_reference: float | None = None  # equity-scaled AUC as published; see the report's warnings
     es_macro: float | None = None
 
@@ -170,40 +168,27 @@ class UtilityRow(GroupRow):
     synthetic_trained: float | None
 
 
-class UtilityTable(_Part):
+class UtilityTable(_GroupTable):
     """Train on generated images, test on real ones, against train on real: the difference of AUC by subgroup of the real test images."""
 
-    question: str
     condition: str
     value: str
-    by: list[str]
-    basis: Basis
     metric: Literal["auc difference"] = "auc difference"
     direction: Literal["higher"] = "higher"
     n_train_real: int
     n_train_synthetic: int
-    overall: Cell
-    overall_reference: None = None
-    rows: list[UtilityRow]
-    gap: float | None
+    rows: Sequence[UtilityRow]
     worst: str | None
 
 
-class CopyTable(_Part):
+class CopyTable(_GroupTable):
     """Share of generated images that are copies or near copies of training images, by subgroup, less what passes by chance.
 
     Or beside it: the distance to the nearest training image over that to the nearest held-out one, and the share of authentic images.
     """
 
-    question: str
-    by: list[str]
-    basis: Basis
     metric: Literal["copy rate", "nearest ratio", "authenticity"] = "copy rate"
     direction: Literal["lower", "higher"] = "lower"
-    overall: Cell
-    overall_reference: None = None
-    rows: list[GroupRow]
-    gap: float | None
     worst: str | None
 
 

@@ -83,7 +83,12 @@ class Classifier:
         facts = read_json(folder / CALIBRATION_FILE)
         try:
             with quiet_libraries():
-                model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+                model = AutoModelForImageClassification.from_pretrained(
+                    folder,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,  # unset, it would be asked for
+                )
         except LOAD_ERRORS as error:
             raise UserError(
                 f"{folder}: cannot load the classifier ({brief(error)}); it must be a transformers folder with safetensors"

@@ -38,6 +38,7 @@ class Encoder:
             raise UserError(f"{folder}: not an encoder (no config.json); give a transformers vision folder or an Evenhand classifier")
         try:
             with quiet_libraries():
+                # Said, not left to the default: unset, transformers asks on a terminal whether to run a folder's own code.
                 config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 family = CLIPVisionModelWithProjection if config.model_type == "clip" else AutoModel
                 model, loading = family.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
