@@ -21,6 +21,7 @@ import numpy as np
 from common import write_result
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from scipy.stats import norm
 
@@ -112,6 +113,42 @@ def groups(repeats: int) -> Rates:
         (labels, calibration), (_, logits) = two_groups(rng, 2000, 0.5, accuracy), two_groups(rng, 500, 0.2, accuracy)
         blind += not estimate_mix(sigmoid(logits), sigmoid(calibration), labels, n_boot=0, seed=repeat).identifiable
     return {**found, "judge of AUC .6": {"refused": blind / repeats}}
+
+
+def bounds(repeats: int) -> Rates:
+    """What any test could reach in ``presence`` where scores move by one logit: computed, not simulated (``repeats`` plays no part).
+
+    The power, at level .05, of the test that knows both class densities in form and which way the scores moved: by the log-ratio of
+    the moved scores' density to the mixture nearest to it (in Kullback-Leibler divergence), made blind to the mix; 500 scores, 1000
+    calibration scores a class. Numbers beyond it are out of reach of every method.
+    """
+    cells = itertools.product((0.75, 0.8, 0.85), (0.05, 0.2, 0.5, 0.9))
+    return {
+        f"accuracy {accuracy}, share {share}": {f"score {shift:+d} logit": _best_power(accuracy, share, shift) for shift in (1, -1)}
+        for accuracy, share in cells
+    }
+
+
+def _best_power(accuracy: float, share: float, shift: float) -> float:
+    grid = np.linspace(-14, 14, 4001)
+    apart = 2 * norm.ppf(accuracy)
+    classes = np.array([norm.pdf(grid, apart**2 * (kind - 0.5), apart) for kind in (0, 1)])
+    moved = np.array([1 - share, share]) @ [norm.pdf(grid, apart**2 * (kind - 0.5) + shift, apart) for kind in (0, 1)]
+
+    def mean(values: np.ndarray, density: np.ndarray) -> float:
+        return float((values * density).sum() * (grid[1] - grid[0]))
+
+    def variance(values: np.ndarray, density: np.ndarray) -> float:
+        return mean(values**2, density) - mean(values, density) ** 2
+
+    near = minimize_scalar(lambda w: -mean(np.log((1 - w) * classes[0] + w * classes[1] + 1e-300), moved), bounds=(1e-4, 1 - 1e-4)).x
+    mix = np.array([1 - near, near])
+    nearest = mix @ classes
+    ratio, slope = np.clip(np.log(moved / nearest), -3, 3), (classes[1] - classes[0]) / nearest
+    steep = [mean(values, classes[1]) - mean(values, classes[0]) for values in (ratio, slope)]
+    score = ratio - steep[0] / steep[1] * slope  # of equal mean in both classes: a change of the mix leaves it where it is
+    spread = variance(score, moved) / 500 + mix**2 @ [variance(score, density) for density in classes] / 1000
+    return float(norm.cdf((mean(score, moved) - mean(score, nearest)) / np.sqrt(spread) - norm.isf(0.05)))
 
 
 def distances(repeats: int) -> Rates:
@@ -260,6 +297,7 @@ def _paired_p(before: np.ndarray, after: np.ndarray, label: np.ndarray, draws: i
 SECTIONS: dict[str, Callable[[int], Rates]] = {
     "presence": presence,
     "groups": groups,
+    "bounds": bounds,
     "distances": distances,
     "gaps": gaps,
     "power": power,
