@@ -21,6 +21,7 @@ from evenhand.engine.checkpoints import checkpoint_folders
 from evenhand.training import loop
 from evenhand.training.loop import train
 from evenhand.training.settings import TrainSettings
+from evenhand.training.weighting import METHODS
 
 
 @pytest.fixture
@@ -194,4 +195,28 @@ def test_cached_latents_take_their_space_before_they_are_written(tmp_path: Path,
 def test_settings_are_checked_with_near_names(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         TrainSettings.resolve(None, model="m", cohort="c", out="o", method="unifrom")
-    assert str(error.value) == "--method: unknown method; did you mean 'uniform'? There is: uniform (got 'unifrom')"
+    assert str(error.value) == f"--method: unknown method; did you mean 'uniform'? There is: {', '.join(METHODS)} (got 'unifrom')"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "group_dro", "form": "reference"}, "--method group_dro: it has no option 'form'; There is: eta"),
+        (
+            {"method": "bayesian_perturbation", "form": "refrence"},
+            "--method bayesian_perturbation: it has no form 'refrence'; did you mean 'reference'? There is: robust, reference",
+        ),
+        (
+            {"method": "bayesian_perturbation", "form": "reference", "window": 1},
+            "--method bayesian_perturbation: window: Input should be greater than or equal to 2 (got 1)",
+        ),
+        (
+            {"method": "group_dro", "method_options": {"eat": 1}},
+            "--method group_dro: it has no option 'eat'; did you mean 'eta'? There is: eta",
+        ),
+    ],
+)
+def test_options_of_a_method_are_checked(changes: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        TrainSettings.resolve(None, model="m", cohort="c", out="o", **changes)
+    assert str(error.value) == message

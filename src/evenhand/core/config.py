@@ -39,10 +39,13 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             fault = error.errors()[0]
-            key = str(fault["loc"][0]) if fault["loc"] else "settings"
+            key = str(fault["loc"][0]) if fault["loc"] else ""
             if fault["type"] == "missing":
                 raise UserError(f"setting {key!r} is missing; give --{key.replace('_', '-')} or put it into --config") from None
-            raise UserError(f"{origin.get(key, key)}: {fault['msg'].removeprefix('Value error, ')} (got {fault.get('input')!r})") from None
+            message = fault["msg"].removeprefix("Value error, ")
+            if not fault["loc"]:  # settings that do not fit together; the message names them
+                raise UserError(message) from None
+            raise UserError(f"{origin.get(key, key)}: {message} (got {fault.get('input')!r})") from None
 
     def save(self, path: Path) -> None:
         """Write the resolved settings as YAML."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,10 +13,9 @@ from accelerate.utils import gather
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError
-from evenhand.core.groups import intersection
 from evenhand.core.progress import console
-from evenhand.core.randomness import torch_generator
-from evenhand.engine.batching import Batches, tempered_odds
+from evenhand.core.randomness import derive_seed, torch_generator
+from evenhand.engine.batching import Batches
 from evenhand.engine.latents import LatentCache, latent_cache
 from evenhand.models.pipelines import overlong
 from evenhand.training.settings import TrainSettings
@@ -66,8 +65,6 @@ class TrainingData:
     def prepare(cls, settings: TrainSettings, state: TrainingState, accelerator: Accelerator) -> TrainingData:
         """Fill or open the cache; warn of prompts that the tokenizer cuts."""
         cohort = Cohort.load(settings.cohort).split("train")
-        if not len(cohort):
-            raise UserError(f"{settings.cohort}: the training split is empty; import again, or give rows split=train")
         share = settings.accumulation * accelerator.num_processes
         if settings.batch_size % share:
             raise UserError(f"--batch-size {settings.batch_size}: not a multiple of processes x accumulation ({share})")
@@ -79,8 +76,6 @@ class TrainingData:
                 f"[yellow]warning[/]: {len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut"
             )
         cache = latent_cache(state.pipeline, cohort, accelerator, state.model_sha256)
-        joint = intersection(cohort.table, list(state.groups)).to_numpy() if state.groups else None
-        odds = tempered_odds(joint, settings.tau) if settings.sampling == "balanced" and joint is not None else None
         codes = {
             name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)
             for name, groups in state.groups.items()
@@ -90,10 +85,10 @@ class TrainingData:
         content = hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()
         return cls(
             cache=cache,
-            batches=Batches(len(cohort), settings.batch_size, settings.seed, joint),
+            batches=Batches(len(cohort), settings.batch_size, settings.seed, state.population.joint),
             codes=codes,
             groups=state.groups,
-            joint_odds=odds,
+            joint_odds=state.population.odds,
             fingerprint={"cohort": content, "model": state.model_sha256},
             settings=settings,
             schedule_length=state.schedule.config.num_train_timesteps,
@@ -101,6 +96,13 @@ class TrainingData:
             world=accelerator.num_processes,
             device=accelerator.device,
         )
+
+    def replica(self, number: int) -> TrainingData:
+        """The same data in another order, with other noise; 0 is this."""
+        if not number:
+            return self
+        seed = derive_seed(self.settings.seed, "replica", number)
+        return replace(self, batches=replace(self.batches, seed=seed), settings=self.settings.model_copy(update={"seed": seed}))
 
     def batch(self, step: int, odds: Mapping[str, float] | None) -> list[Piece]:
         """This rank's pieces of the batch of ``step``. Odds of the method come before those of the settings."""
@@ -113,9 +115,9 @@ class TrainingData:
         mean, std = self.cache.latents(rows)
         text = self.cache.embeddings(rows)
         fresh, noise, timesteps = torch.empty_like(mean), torch.empty_like(mean), torch.empty(len(rows), dtype=torch.int64)
-        for i, (place, row) in enumerate(zip(places.tolist(), rows.tolist(), strict=True)):
-            # the place is part of the name: sampling with replacement may draw a row twice, and its noise must differ
-            draws = torch_generator(self.settings.seed, "sample", step, place, row)
+        for i, place in enumerate(places.tolist()):
+            # by place, not by row: a row that is drawn twice has other noise, and methods that draw other rows see the same noise
+            draws = torch_generator(self.settings.seed, "sample", step, place)
             fresh[i].normal_(generator=draws)
             noise[i].normal_(generator=draws)
             timesteps[i] = self._timestep(draws)

@@ -38,15 +38,16 @@ class TrainingLog:
 
     def record(self, state: TrainingState, seen: Gathered, learning_rate: float, norm: float, finite: bool, every: int) -> None:
         """Take in one step; write a line every ``every`` steps."""
-        if not self._active:
-            return
-        if finite:
+        if finite and self._active:
             self._add(seen)
-        if state.step % every == 0 or state.step == state.settings.steps:
-            self.last_loss = self._sum / self._n if self._n else math.nan
-            facts = {"step": state.step, "loss": self.last_loss, "learning_rate": learning_rate, "gradient_norm": norm}
-            append_jsonl(self._path, {**facts, "skipped": state.skipped, "loss_by_group": self._groups_now()})
-            self._clear()
+        if state.step % every == 0 or state.computed == state.settings.steps:
+            method = state.method.report()  # on every rank: the method may note that it has been asked
+            if self._active:
+                self.last_loss = self._sum / self._n if self._n else math.nan
+                facts = {"step": state.step, "loss": self.last_loss, "learning_rate": learning_rate, "gradient_norm": norm}
+                facts |= {"skipped": state.skipped, "lost_steps": state.lost}
+                append_jsonl(self._path, {**facts, "loss_by_group": self._groups_now(), "method": method})
+                self._clear()
 
     def _add(self, seen: Gathered) -> None:
         losses = seen.losses.double().cpu()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import FrameType
 
@@ -16,6 +18,7 @@ from evenhand.engine.checkpoints import load_latest, save_checkpoint
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.engine.losses import min_snr_weights, per_sample_loss, target_of
 from evenhand.training.data import Piece, TrainingData
+from evenhand.training.forks import Forks
 from evenhand.training.log import TrainingLog
 from evenhand.training.run import check_folder, publish
 from evenhand.training.settings import TrainResult, TrainSettings
@@ -52,27 +55,51 @@ def train(settings: TrainSettings) -> TrainResult:
 def _run(
     settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, log: TrainingLog, stop: _StopSignal
 ) -> TrainResult:
-    started, first = time.perf_counter(), state.step
-    with track("train", settings.steps, done=state.step, quiet=not accelerator.is_main_process) as bar:
-        while state.step < settings.steps:
-            loss = _step(settings, accelerator, state, data, log)
-            bar.advance(note=f"loss {loss:.4f}")
+    started, first = time.perf_counter(), state.computed
+    forks = _forks(settings, accelerator, state, data, stop)
+    with track("train", settings.steps, done=first, quiet=not accelerator.is_main_process) as bar:
+        while state.computed < settings.steps:
+            before, loss = state.computed, math.nan
+            forked = forks is not None and forks.look()
             stopping = _any_rank(stop.seen, accelerator)
-            if stopping or state.step % settings.checkpoint_every == 0 or state.step == settings.steps:
+            if not forked and not stopping:
+                loss = _step(settings, accelerator, state, data, state.method.odds(state.step), log)
+            bar.advance(state.computed - before, note=f"loss {loss:.4f}")
+            ended = state.computed >= settings.steps
+            if forked or stopping or ended or state.step % settings.checkpoint_every == 0:
                 checkpoint = state.snapshot(data.fingerprint)  # every rank takes part: its weights may be sharded
                 if accelerator.is_main_process:
                     save_checkpoint(settings.out / "checkpoints", checkpoint, settings.keep_checkpoints)
-            if stopping and state.step < settings.steps:
-                return TrainResult(settings.out, None, state.step, state.skipped, log.last_loss, 0.0, interrupted=True)
-    rate = (state.step - first) * settings.batch_size / max(time.perf_counter() - started, 1e-9)
+            if stopping and not ended:
+                return TrainResult(settings.out, None, state.step, state.skipped, log.last_loss, 0.0, True, state.lost)
+    rate = (state.computed - first) * settings.batch_size / max(time.perf_counter() - started, 1e-9)
     model = publish(settings, state, data, accelerator)
-    return TrainResult(settings.out, model, state.step, state.skipped, log.last_loss, rate)
+    return TrainResult(settings.out, model, state.step, state.skipped, log.last_loss, rate, lost_steps=state.lost)
 
 
-def _step(settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, log: TrainingLog) -> float:
+def _forks(settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, stop: _StopSignal) -> Forks | None:
+    """What a method that tries settings trains its arms with."""
+    if state.method.fork_plan is None:
+        return None
+    return Forks(
+        settings, accelerator, state, data, state.method.fork_plan,
+        step=lambda data, odds: _step(settings, accelerator, state, data, odds, None),
+        measure=lambda piece: _losses(settings, state, piece),
+        stopping=lambda: _any_rank(stop.seen, accelerator),
+    )  # fmt: skip
+
+
+def _step(
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    state: TrainingState,
+    data: TrainingData,
+    odds: Mapping[str, float] | None,
+    log: TrainingLog | None,
+) -> float:
     """One optimizer step. Returns the unweighted mean loss of the global batch."""
     learning_rate = state.set_learning_rate()
-    pieces = data.batch(state.step, state.method.odds(state.step))
+    pieces = data.batch(state.step, odds)
     losses = []
     for place, piece in enumerate(pieces):
         with _synchronised(accelerator, state.denoiser, last=place == len(pieces) - 1):
@@ -92,7 +119,8 @@ def _step(settings: TrainSettings, accelerator: Accelerator, state: TrainingStat
         state.method.observe(gathered.losses, gathered.timesteps, gathered.groups)
     state.optimizer.zero_grad(set_to_none=True)
     state.count(finite, settings.max_skipped)
-    log.record(state, gathered, learning_rate, float(norm), finite, settings.log_every)
+    if log is not None:
+        log.record(state, gathered, learning_rate, float(norm), finite, settings.log_every)
     return float(gathered.losses.mean())
 
 

@@ -37,7 +37,7 @@ def _same_run(settings: TrainSettings, config: Path) -> None:
         raise UserError(f"{settings.out}: holds a run{at} already; go on with --resume, or choose another --out")
     before, now = yaml.safe_load(config.read_text()), settings.model_dump(mode="json")
     for key, value in now.items():
-        schedule_bound = key == "steps" and settings.schedule == "cosine"
+        schedule_bound = key == "steps" and (settings.schedule == "cosine" or settings.method == "bayesian_perturbation")
         if (key not in RESUMABLE or schedule_bound) and before.get(key) != value:
             raise UserError(
                 f"{config}: --resume with {key} = {value!r}, but the run began with {before.get(key)!r}; keep it, or choose another --out"
@@ -57,7 +57,13 @@ def publish(settings: TrainSettings, state: TrainingState, data: TrainingData, a
             merge_lora(pipeline)
         with new_folder(target, replace=True) as folder, quiet_libraries():
             pipeline.save_pretrained(folder, safe_serialization=True)
-            facts = {"trained_on": str(settings.cohort), **data.fingerprint, "steps": state.step, "skipped": state.skipped}
+            facts = {
+                "trained_on": str(settings.cohort),
+                **data.fingerprint,
+                "steps": state.step,
+                "lost_steps": state.lost,
+                "skipped": state.skipped,
+            }
             write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), seed=settings.seed, **facts))
     accelerator.wait_for_everyone()
     return target

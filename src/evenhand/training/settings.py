@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from evenhand.core.config import Settings
 from evenhand.core.errors import did_you_mean
@@ -24,6 +24,10 @@ class TrainSettings(Settings):
     cohort: Path
     out: Path
     method: str = "uniform"
+    form: str | None = Field(None, description="bayesian_perturbation: robust or reference")
+    window: int | None = Field(None, description="reference form: steps between proposals")
+    exploitation: float | None = Field(None, description="perturbation: what is kept of sigma from step to step")
+    method_options: dict[str, Any] = Field({}, description="further options of the method, by name")
     sampling: Literal["natural", "balanced"] = "natural"
     tau: float = Field(1.0, ge=0, le=2, description="balanced sampling: odds (1/share)^tau over joint groups")
     attributes: list[str] | None = Field(None, description="attributes whose joint groups count; default all")
@@ -58,6 +62,23 @@ class TrainSettings(Settings):
             raise ValueError(f"unknown method; {did_you_mean(value, METHODS)}")
         return value
 
+    @model_validator(mode="after")
+    def _known_options(self) -> Self:
+        try:
+            METHODS[self.method].check_options(self.all_options)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ValueError(f"--method {self.method}: {fault['loc'][0]}: {fault['msg']} (got {fault['input']!r})") from None
+        except ValueError as error:
+            raise ValueError(f"--method {self.method}: {error}") from None
+        return self
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """Every option that the method is given."""
+        named = {"form": self.form, "window": self.window, "exploitation": self.exploitation}
+        return {**self.method_options, **{name: value for name, value in named.items() if value is not None}}
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -70,3 +91,4 @@ class TrainResult:
     loss: float
     samples_per_second: float
     interrupted: bool = False
+    lost_steps: int = 0  # of arms that were tried and given up

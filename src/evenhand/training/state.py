@@ -18,12 +18,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from evenhand.cohorts.cohort import Cohort
-from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.errors import UserError
 from evenhand.core.randomness import derive_seed
 from evenhand.engine.checkpoints import Checkpoint
 from evenhand.engine.ema import Averages
 from evenhand.models.adapters import add_lora
 from evenhand.models.pipelines import load_pipeline, model_hash, training_scheduler
+from evenhand.training.population import Population
 from evenhand.training.settings import TrainSettings
 from evenhand.training.weighting import METHODS, WeightingMethod
 
@@ -44,19 +45,29 @@ class TrainingState:
     averages: Averages
     schedule: DDPMScheduler
     method: WeightingMethod
-    groups: dict[str, list[str]]
+    population: Population
     model_sha256: str
     settings: TrainSettings
     scaler: torch.amp.GradScaler | None = None
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    lost: int = 0  # steps of arms that were tried and given up; they cost as much as any
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The attributes that count, and their groups."""
+        return self.population.groups
+
+    @property
+    def computed(self) -> int:
+        """Steps computed so far, those of lost arms included: what a run of ``steps`` steps may cost."""
+        return self.step + self.lost
 
     @classmethod
     def create(cls, settings: TrainSettings, accelerator: Accelerator) -> TrainingState:
         """Load the model, freeze all but what is trained, and hand it to accelerate."""
-        cohort = Cohort.load(settings.cohort)
-        groups = _attributes(settings, cohort)
+        population = Population.of(settings, Cohort.load(settings.cohort))
         pipeline, parameters = trainable_pipeline(settings)
         unet = pipeline.unet.train().to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
         if settings.gradient_checkpointing:
@@ -74,20 +85,22 @@ class TrainingState:
             optimizer=optimizer,
             averages=Averages([parameter for parameter in denoiser.parameters() if parameter.requires_grad], settings.ema),
             schedule=schedule,
-            method=METHODS[settings.method](groups),
-            groups=groups,
+            method=METHODS[settings.method](
+                population.groups, counts=population.counts, odds=population.odds, seed=settings.seed, **settings.all_options
+            ),
+            population=population,
             model_sha256=model_hash(settings.model),
             settings=settings,
             scaler=accelerator.scaler,
         )
 
     def set_learning_rate(self) -> float:
-        """Warm-up, then constant or cosine; a function of the step alone."""
+        """Warm-up, then constant or cosine; a function of the steps done."""
         settings, rate = self.settings, self.settings.learning_rate
         if self.step < settings.warmup:
             rate *= (self.step + 1) / settings.warmup
         elif settings.schedule == "cosine":
-            done = (self.step - settings.warmup) / max(1, settings.steps - settings.warmup)
+            done = (self.computed - settings.warmup) / max(1, settings.steps - settings.warmup)
             rate *= 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -124,6 +137,7 @@ class TrainingState:
             "method": self.method.state_dict(),
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "lost": self.lost,
             "fingerprint": fingerprint,
         }
         return Checkpoint(self.step, tensors, facts)
@@ -156,7 +170,7 @@ class TrainingState:
             self.scaler.load_state_dict(facts["scaler"])
         self.method.load_state_dict(facts["method"])
         self.step = checkpoint.step
-        self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
+        self.skipped, self.skipped_in_a_row, self.lost = facts["skipped"], facts["skipped_in_a_row"], facts["lost"]
 
     def _restore_both(self, model: dict[str, Any], tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> None:
         optimizer: dict[str, Any] = {"state": {}, "param_groups": groups}
@@ -198,11 +212,3 @@ def _plain(name: str) -> str:
     for wrapper in ("module.", "_orig_mod."):
         name = name.replace(wrapper, "")
     return name
-
-
-def _attributes(settings: TrainSettings, cohort: Cohort) -> dict[str, list[str]]:
-    names = settings.attributes if settings.attributes is not None else list(cohort.schema.attributes)
-    for name in names:
-        if name not in cohort.schema.attributes:
-            raise UserError(f"--attributes: {settings.cohort} has no attribute {name!r}; {did_you_mean(name, cohort.schema.attributes)}")
-    return {name: cohort.schema.attributes[name] for name in names}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from evenhand.training.weighting.method import GroupCodes, WeightingMethod
+from evenhand.training.weighting.joint import GroupCodes
+from evenhand.training.weighting.method import WeightingMethod
 
 
 class Uniform(WeightingMethod):
     """Weights of one."""
+
+    needs_groups = False
 
     def weights(self, groups: GroupCodes, step: int, generator: torch.Generator) -> torch.Tensor:
         """One for all, (1,)."""

@@ -1,0 +1,70 @@
+"""Who is in the training split: attributes, joint groups and their counts, and the sampling odds that the settings ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.groups import NOT_GROUPS, intersection
+from evenhand.engine.batching import tempered_odds
+from evenhand.training.settings import TrainSettings
+from evenhand.training.weighting import METHODS
+
+
+@dataclass(frozen=True)
+class Population:
+    """The training split by group; ``joint`` has one label an image, None where no attribute counts."""
+
+    groups: dict[str, list[str]]
+    joint: np.ndarray | None
+    counts: dict[str, int]
+    odds: dict[str, float] | None
+
+    @classmethod
+    def of(cls, settings: TrainSettings, cohort: Cohort) -> Population:
+        """Read it from a cohort's training split.
+
+        Raises:
+            UserError: an attribute that the cohort lacks, or too few groups for the method or the sampling asked for.
+        """
+        train = cohort.split("train")
+        if not len(train):
+            raise UserError(f"{settings.cohort}: the training split is empty; import again, or give rows split=train")
+        groups = _attributes(settings, train)
+        if not groups:
+            return cls({}, None, {}, None)
+        joint = intersection(train.table, list(groups)).to_numpy().astype(str)
+        names, counts = np.unique(joint, return_counts=True)
+        if _needs_groups(settings) and np.isin(names, NOT_GROUPS).all():
+            raise UserError(f"{settings.cohort}: no training image has a known group of {' and '.join(groups)}; choose other --attributes")
+        odds = tempered_odds(joint, settings.tau) if settings.sampling == "balanced" else None
+        return cls(groups, joint, dict(zip(names.tolist(), counts.tolist(), strict=True)), odds)
+
+
+def _attributes(settings: TrainSettings, train: Cohort) -> dict[str, list[str]]:
+    """Those asked for, or all; a method that compares groups takes only those with two groups in the training split."""
+    offered = train.schema.attributes
+    for name in settings.attributes or []:
+        if name not in offered:
+            raise UserError(f"--attributes: {settings.cohort} has no attribute {name!r}; {did_you_mean(name, offered)}")
+    chosen = {name: list(offered[name]) for name in (settings.attributes if settings.attributes is not None else offered)}
+    if not _needs_groups(settings):
+        return chosen
+    present = {name: [group for group in groups if (train.table[name] == group).any()] for name, groups in chosen.items()}
+    single = [name for name, groups in present.items() if len(groups) < 2]
+    what = settings.method if METHODS[settings.method].needs_groups else "balanced sampling"
+    if settings.attributes is not None and single:
+        there = ", ".join(present[single[0]]) or "none"
+        raise UserError(
+            f"--attributes: {single[0]!r} has fewer than two groups in the training split of {settings.cohort} ({there}); {what} needs two"
+        )
+    if len(single) == len(chosen):
+        raise UserError(f"{settings.cohort}: no attribute has two groups in the training split; {what} needs one that does")
+    return {name: groups for name, groups in chosen.items() if name not in single}
+
+
+def _needs_groups(settings: TrainSettings) -> bool:
+    return METHODS[settings.method].needs_groups or settings.sampling == "balanced"

@@ -1,0 +1,174 @@
+"""Bayesian optimisation of sampling odds by fork contrasts: the robust form of Fair Bayesian Perturbation.
+
+sigma in [0, 1]^G are exponents of sampling odds, one a joint group: odds (n_max / n_g)^sigma_g. 1 is balanced sampling, where a run
+starts, 0 natural sampling. From one checkpoint two arms train under two settings on the same noise; what they did to the worst
+group's loss on a fixed held-out probe is one contrast. A Gaussian process over contrasts proposes what to try next. Its noise is
+measured: the first forks hold sigma against itself with other draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.stats import t as student
+
+from evenhand.core.config import Settings
+from evenhand.core.randomness import derive_seed
+from evenhand.training.weighting.gaussian_process import propose_by_contrasts
+from evenhand.training.weighting.joint import CAP, GroupCodes
+from evenhand.training.weighting.method import Arm, Fork, ForkPlan, WeightingMethod
+
+
+class ForkContrastOptions(Settings):
+    """Options of ``form="robust"``."""
+
+    looks: int = Field(6, ge=2, description="forks at most, those that measure the noise included")
+    nulls: int = Field(2, ge=1, description="forks that hold a setting against itself")
+    arm_steps: int = Field(90, ge=1, description="steps of an arm; shorter ones do not tell settings apart")
+    overhead: float = Field(0.4, gt=0, lt=1, description="share of all computed steps that losing arms may take")
+    probe: int = Field(64, ge=8, description="held-out images of each joint group")
+    averaged: int = Field(10, ge=1, description="last steps of an arm over which its weights are averaged")
+    damping: float = Field(0.5, gt=0, le=1, description="part of the way that sigma moves to a setting that won")
+    alpha: float = Field(0.05, gt=0, lt=1, description="chance that sigma ever moves where no setting is better")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One fork: what was tried against what. ``gain`` and its ``error`` are in log-loss of the worst group, larger is better."""
+
+    step: int
+    tried: list[float]
+    against: list[float]
+    gain: float
+    error: float | None  # None of a fork that measured the noise
+    bound: float | None  # in errors
+    moved: bool
+
+
+class ForkContrast(WeightingMethod):
+    """Sampling odds by group that are moved away from balanced ones only on evidence."""
+
+    Options = ForkContrastOptions
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        options: Any = self.options
+        self.fork_plan = ForkPlan(options.probe, options.averaged)
+        self.present = [name for name in self.joint.names if self.counts.get(name, 0) > 0]
+        if not self.present:
+            raise ValueError("form=robust needs counts: joint group -> training images")
+        self.sigma = np.ones(len(self.present))
+        self.looks: list[Look] = []
+        self.null: list[dict[str, float]] = []  # log-loss differences by group where there was nothing to differ
+        self._told = 0
+
+    def weights(self, groups: GroupCodes, step: int, generator: torch.Generator) -> torch.Tensor:
+        """One for all, (1,): this form samples, it does not weigh."""
+        return torch.ones(1)
+
+    def odds(self, step: int) -> dict[str, float]:
+        """Odds of joint groups at sigma; samples of unknown group keep those of the largest group."""
+        return self.odds_at(self.sigma)
+
+    def odds_at(self, sigma: np.ndarray) -> dict[str, float]:
+        """(n_max / n_g)^sigma_g, at most ``CAP``."""
+        counts = np.array([self.counts[name] for name in self.present], dtype=float)
+        odds = np.minimum((counts.max() / counts) ** sigma, CAP)
+        unknown = {name: 1.0 for name in self.counts if name not in self.present}
+        return {**unknown, **dict(zip(self.present, odds.tolist(), strict=True))}
+
+    def adapt(self, step: int, total: int, fork: Fork) -> Arm | None:
+        """Where a look is due: two arms, a contrast, perhaps a move. The better-founded arm goes on as the run."""
+        if step not in self.schedule(total)[len(self.looks) :]:
+            return None
+        steps = self.options.arm_steps  # type: ignore[attr-defined]
+        seen = len(self.looks)
+        if seen < self.options.nulls:  # type: ignore[attr-defined]
+            here, again = (fork(self.odds(step), steps, replica) for replica in (0, seen + 1))
+            self.null.append(_log_ratios(again, here))
+            self.looks.append(Look(step, self.sigma.tolist(), self.sigma.tolist(), _gain(again, here), None, None, False))
+            return here
+        tried = self._proposal()
+        here, there = fork(self.odds(step), steps), fork(self.odds_at(tried), steps)
+        gain, (error, freedom) = _gain(there, here), self._noise(there, here)
+        looks = len(self.schedule(total)) - self.options.nulls  # type: ignore[attr-defined]
+        bound = float(student.isf(self.options.alpha / looks, freedom))  # type: ignore[attr-defined]
+        moved = gain > bound * error
+        self.looks.append(Look(step, tried.tolist(), self.sigma.tolist(), gain, error, bound, moved))
+        if moved:
+            self.sigma = self.sigma + self.options.damping * (tried - self.sigma)  # type: ignore[attr-defined]
+        return there if moved else here
+
+    def schedule(self, total: int) -> list[int]:
+        """Steps of the run at which looks are due, evenly over it; none where it is too short for one that decides."""
+        options: Any = self.options
+        looks = min(options.looks, int(options.overhead * total / options.arm_steps))
+        if looks <= options.nulls:
+            return []
+        free = total - 2 * looks * options.arm_steps
+        return [round((look + 1) * free / (looks + 1)) + look * options.arm_steps for look in range(looks)]
+
+    def _proposal(self) -> np.ndarray:
+        """Natural sampling first, the largest contrast there is; then what the process makes of all contrasts."""
+        judged = [look for look in self.looks if look.error is not None]
+        if not judged:
+            return np.zeros_like(self.sigma)
+        tried, against = (np.array([getattr(look, name) for look in judged]) for name in ("tried", "against"))
+        gains = np.array([look.gain / max(look.error or 0.0, 1e-12) for look in judged])
+        seed = derive_seed(self.seed, "proposal", len(self.looks))
+        return propose_by_contrasts(tried, against, gains, self.sigma, seed=seed)
+
+    def _noise(self, there: Arm, here: Arm) -> tuple[float, float]:
+        """Standard error of a contrast, and its degrees of freedom.
+
+        Training noise comes from the forks that held a setting against itself: variance between forks and between groups within them,
+        pooled with Satterthwaite's degrees of freedom, since what one draw does to all groups alike counts once. The probe's own
+        noise is that of paired losses of the worst group.
+        """
+        rows = np.array([[ratios[name] for name in sorted(ratios)] for ratios in self.null])
+        forks, groups = rows.shape
+        between = groups * float((rows.mean(axis=1) ** 2).mean())
+        within = float(rows.var(axis=1, ddof=1).mean()) if groups > 1 else 0.0
+        parts = [(between / groups, forks), ((groups - 1) / groups * within, forks * (groups - 1))]
+        training = sum(part for part, _ in parts)
+        freedom = training**2 / max(sum(part**2 / n for part, n in parts if n), 1e-300)
+        return float(np.sqrt(training + _probe_variance(there, here))), max(freedom, 1.0)
+
+    def report(self) -> dict[str, Any]:
+        """sigma by group, and the looks since the last report."""
+        new, self._told = self.looks[self._told :], len(self.looks)
+        return {"sigma": dict(zip(self.present, self.sigma.tolist(), strict=True)), "looks": [asdict(look) for look in new]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """sigma, all looks, and the measured noise."""
+        return {"sigma": self.sigma.tolist(), "looks": [asdict(look) for look in self.looks], "null": self.null, "told": self._told}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take all back."""
+        self.sigma, self.looks = np.array(state["sigma"]), [Look(**look) for look in state["looks"]]
+        self.null, self._told = [dict(ratios) for ratios in state["null"]], state["told"]
+
+
+def _worst(arm: Arm) -> str:
+    return max(sorted(arm.losses), key=lambda name: float(arm.losses[name].mean()))
+
+
+def _gain(there: Arm, here: Arm) -> float:
+    """How much lower the worst group's log-loss is."""
+    return float(np.log(here.losses[_worst(here)].mean()) - np.log(there.losses[_worst(there)].mean()))
+
+
+def _log_ratios(there: Arm, here: Arm) -> dict[str, float]:
+    return {name: float(np.log(there.losses[name].mean()) - np.log(here.losses[name].mean())) for name in here.losses}
+
+
+def _probe_variance(there: Arm, here: Arm) -> float:
+    """Of the worst group's difference in log-loss, by its paired losses (first order)."""
+    name = _worst(here)
+    before, after = here.losses[name], there.losses[name]
+    return float(np.var(after / after.mean() - before / before.mean(), ddof=1) / len(before))

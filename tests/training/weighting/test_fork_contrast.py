@@ -1,0 +1,129 @@
+"""The robust form by simulation: what it tries, when it moves, and that noise alone does not move it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from fork_contrast import COUNTS, SimulatedFork, nothing, simulated_run, towards_balanced, towards_natural
+from scipy.stats import t as student
+
+from evenhand.training.weighting import METHODS, fork_contrast
+from evenhand.training.weighting.fork_contrast import ForkContrast, Look
+from evenhand.training.weighting.gaussian_process import propose_by_contrasts
+from evenhand.training.weighting.method import Arm
+
+RACE = {"race": list(COUNTS)}
+
+
+def fresh(**options: object) -> ForkContrast:
+    """A method that has not looked yet."""
+    method = METHODS["bayesian_perturbation"](RACE, counts={**COUNTS, "unknown": 7}, **options)  # type: ignore[arg-type]
+    assert isinstance(method, ForkContrast)
+    return method
+
+
+def arm(name: str, **losses: list[float]) -> Arm:
+    """An arm with losses written down."""
+    return Arm(name, {}, {group: np.array(values) for group, values in losses.items()})
+
+
+def test_it_starts_at_balanced_sampling_and_caps_tiny_groups() -> None:
+    odds = fresh().odds(0)
+    assert odds == {"unknown": 1.0, "common": 1.0, "rare": 770 / 80, "some": 770 / 150}
+    assert fresh().odds_at(np.zeros(3)) == dict.fromkeys(odds, 1.0)
+    tiny = METHODS["bayesian_perturbation"](RACE, counts={"common": 1000, "rare": 1})
+    assert tiny.odds(0) == {"common": 1.0, "rare": 20.0}  # 'some' has no image, and no sigma
+    with pytest.raises(ValueError, match="needs counts"):
+        METHODS["bayesian_perturbation"](RACE)
+
+
+def test_losing_arms_take_at_most_their_share() -> None:
+    method = fresh()
+    looks = method.schedule(1500)
+    assert looks == [60, 210, 360, 510, 660, 810] and len(looks) * 90 <= 0.4 * 1500
+    assert np.diff(looks).min() >= 90 and looks[-1] + 90 + 6 * 90 <= 1500
+    assert method.schedule(600) == [] and len(fresh(arm_steps=30).schedule(600)) == 6
+
+
+def test_the_first_looks_measure_the_noise_and_go_on_as_the_run() -> None:
+    method, asked = fresh(), []
+
+    def fork(odds: dict[str, float], steps: int, replica: int = 0) -> Arm:
+        asked.append((odds["rare"], steps, replica))
+        return arm(f"arm-{len(asked)}", common=[1.0], rare=[2.0], some=[1.0])
+
+    assert method.adapt(59, 1500, fork) is None and not asked
+    first = method.adapt(60, 1500, fork)
+    assert first is not None and first.name == "arm-1" and asked == [(9.625, 90, 0), (9.625, 90, 1)]
+    assert method.adapt(60, 1500, fork) is None  # this look is done
+    method.adapt(210, 1500, fork)
+    assert asked[2:] == [(9.625, 90, 0), (9.625, 90, 2)]
+
+
+def test_the_decision_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = fresh()
+    method.null = [{"common": 0.01, "rare": -0.02, "some": 0.03}, {"common": 0.0, "rare": 0.02, "some": -0.02}]
+    method.looks = [Look(60, [1.0] * 3, [1.0] * 3, 0.0, None, None, False)] * 2
+    here = arm("here", common=[1.0, 3.0], rare=[2.0, 4.0], some=[1.0, 1.0])
+    there = arm("there", common=[1.0, 3.0], rare=[1.0, 2.0], some=[0.5, 0.5])
+    chosen = method.adapt(360, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here)
+    look = method.looks[-1]
+    assert look.gain == pytest.approx(np.log(3 / 2))  # worst groups: rare with 3, common with 2
+    # between forks 3 * (0.02/3)^2 / 2; within: variances 0.00063.. and 0.0004 of the rows
+    rows = np.array([[0.01, -0.02, 0.03], [0.0, 0.02, -0.02]])
+    shared, within = float((rows.mean(axis=1) ** 2).mean()), float((rows.var(axis=1, ddof=1)).mean())
+    probe = np.var(np.array([2 / 3, 4 / 3]) - np.array([2 / 3, 4 / 3]), ddof=1) / 2
+    assert look.error == pytest.approx(np.sqrt(shared + 2 / 3 * within + probe))
+    freedom = (shared + 2 / 3 * within) ** 2 / (shared**2 / 2 + (2 / 3 * within) ** 2 / 4)
+    assert look.bound == pytest.approx(student.isf(0.05 / 4, freedom))
+    assert chosen is there and look.moved and method.sigma.tolist() == [0.5] * 3  # half of the way to natural sampling
+
+
+def test_the_probes_own_noise_counts() -> None:
+    method = fresh()
+    method.null = [dict.fromkeys(COUNTS, 0.0)] * 2
+    method.looks = [Look(60, [1.0] * 3, [1.0] * 3, 0.0, None, None, False)] * 2
+    rng = np.random.default_rng(0)
+    here, there = ({name: rng.gamma(2, 1, 64) * (3 if name == "rare" else 1) for name in COUNTS} for _ in range(2))
+    method.adapt(360, 1500, lambda odds, steps, replica=0: Arm("a", {}, there if odds["rare"] == 1.0 else here))
+    ratio = there["rare"] / there["rare"].mean() - here["rare"] / here["rare"].mean()
+    assert method.looks[-1].error == pytest.approx(np.sqrt(np.var(ratio, ddof=1) / 64))
+
+
+def test_it_moves_to_the_right_side_and_not_to_the_wrong_one() -> None:
+    runs = [simulated_run(SimulatedFork(seed, towards_natural), seed) for seed in range(8)]
+    rare = [run.sigma[run.present.index("rare")] for run in runs]
+    assert np.mean(np.array(rare) < 1) >= 0.75
+    harmed = [simulated_run(SimulatedFork(seed, towards_balanced), seed) for seed in range(4)]
+    assert sum(look.moved for run in harmed for look in run.looks) <= 1
+
+
+def test_noise_alone_does_not_move_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all looks of a run; what is tried does not matter where no setting is better, so it is drawn at random."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(fork_contrast, "propose_by_contrasts", lambda *contrasts, **given: rng.random(3))
+    for shared in (0.0, 0.5):
+        moved = [any(look.moved for look in simulated_run(SimulatedFork(seed, nothing, shared), seed).looks) for seed in range(600)]
+        assert np.mean(moved) <= 0.07  # .05 and three standard errors less
+
+
+def test_the_process_over_contrasts_finds_the_better_side() -> None:
+    """f falls with distance from (.2, .8): contrasts against (1, 1) are enough to propose near it."""
+    rng = np.random.default_rng(1)
+    tried, against = rng.random((12, 2)), np.ones((12, 2))
+
+    def f(x: np.ndarray) -> np.ndarray:
+        return -20 * ((x - [0.2, 0.8]) ** 2).sum(axis=-1)
+
+    proposed = propose_by_contrasts(tried, against, f(tried) - f(against), np.ones(2), beta=0.01)
+    assert proposed == pytest.approx([0.2, 0.8], abs=0.15)
+
+
+def test_its_state_survives_json() -> None:
+    run = simulated_run(SimulatedFork(0, towards_natural), 0)
+    again = METHODS["bayesian_perturbation"](RACE, counts=COUNTS)
+    again.load_state_dict(json.loads(json.dumps(run.state_dict())))
+    assert again.state_dict() == run.state_dict() and again.odds(0) == run.odds(0)
+    assert len(run.report()["looks"]) == 6 and run.report()["looks"] == []
