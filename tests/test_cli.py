@@ -71,7 +71,8 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 
 def test_debug_shows_a_traceback(tmp_path: Path) -> None:
-    from evenhand.core.errors import UserError
+    from evenhand.training.weighting import METHODS
+from evenhand.core.errors import UserError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVENHAND_DEBUG", "")
@@ -86,7 +87,7 @@ def test_misspelt_names_are_answered_with_near_ones(
 ) -> None:
     common = ["--model", "m", "--cohort", brain, "--out", tmp_path / "out"]
     for arguments, message in (
-        (["train", *common, "--method", "unifrom"], "--method: unknown method; did you mean 'uniform'? There is: uniform (got 'unifrom')"),
+        (["train", *common, "--method", "unifrom"], f"--method: unknown method; did you mean 'uniform'? There is: {', '.join(METHODS)} (got 'unifrom')"),
         (
             ["model", "init", "tiny-latnet", tmp_path / "out", "--cohort", brain],
             "model init: unknown family 'tiny-latnet'; did you mean 'tiny-latent'? There is: tiny-latent",

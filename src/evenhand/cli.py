@@ -83,7 +83,7 @@ def quickstart(
 
 @cohort_app.command("import")
 def cohort_import(
-    source: Annotated[str, typer.Argument(help="ham10000, nih-cxr or table.")],
+    source: Annotated[str, typer.Argument(help="chexpert, fairgenmed, ham10000, nih-cxr or table.")],
     raw: Annotated[Path, typer.Argument(help="Folder of the raw data set (or the table file, for 'table').")],
     out: Annotated[Path, typer.Argument(help="The cohort to write.")],
     size: Annotated[int | None, typer.Option(help="Side in pixels. [default: the first image's shorter side, at most 512]")] = None,
@@ -95,8 +95,14 @@ def cohort_import(
     subject_column: Annotated[str | None, typer.Option(help="table: column of subject ids.")] = None,
     split_column: Annotated[str | None, typer.Option(help="table: column of train, val, test.")] = None,
     prompt_column: Annotated[str | None, typer.Option(help="table: column of prompts.")] = None,
-    attributes: Annotated[str | None, typer.Option(help="table: attribute columns, by commas.")] = None,
-    conditions: Annotated[str | None, typer.Option(help="table: condition columns, by commas.")] = None,
+    attributes: Annotated[str | None, typer.Option(help="Attribute columns, by commas. [default: the source's]")] = None,
+    conditions: Annotated[str | None, typer.Option(help="Condition columns, by commas. [default: the source's]")] = None,
+    uncertain: Annotated[
+        Literal["zeros", "ones", "drop"] | None, typer.Option(help="chexpert: what the label -1 counts as. [default: zeros]")
+    ] = None,
+    demographics: Annotated[
+        Path | None, typer.Option(help="chexpert: workbook of race and ethnicity. [default: RAW's CHEXPERT DEMO.xlsx]")
+    ] = None,
     modality: Annotated[str | None, typer.Option(help="table: what the images are.")] = None,
     synthetic: Annotated[bool | None, typer.Option("--synthetic", help="table: images of a generator.")] = None,
     mode: Annotated[Literal["L", "RGB"] | None, typer.Option(help="Image mode. [default: the first image's]")] = None,
@@ -121,6 +127,8 @@ def cohort_import(
         prompt_column=prompt_column,
         attributes=_columns(attributes),
         conditions=_columns(conditions),
+        uncertain=uncertain,
+        demographics=demographics,
         modality=modality,
         synthetic=synthetic,
         mode=mode,

@@ -1,13 +1,16 @@
 """Raw data sets in their exact layouts, small; and files that only claim to be images."""
 
 import csv
+import json
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
 from PIL import Image
 
@@ -29,6 +32,32 @@ NIH_ROWS = (
     "00000001_001.png,Cardiomegaly|Effusion,1,1,060Y,M,AP,2894,2729,0.143,0.143,",
     "00000002_000.png,No Finding,0,2,081Y,F,PA,2500,2048,0.168,0.168,",
     "00000003_000.png,Effusion,0,3,412Y,F,PA,2500,2048,0.168,0.168,",
+)
+
+FAIRGENMED_HEADER = (
+    *("filename", "age", "gender", "race", "ethnicity", "use", "glaucoma", "md", "md_severity", "cdr_status", "rnflt_status"),
+    "near_vision_refraction_stage",
+)
+FAIRGENMED_ROWS = (
+    ("data_00001.npz", "61.2", "Female", "Black", "Non-Hispanic", "training", "yes", "-4.1", "mild", "borderline", "low", "negative"),
+    ("data_00002.npz", "44.0", "Male", "Asian", "Non-Hispanic", "validation", "no", "0.3", "normal", "normal", "high", "positive"),
+    ("data_00003.npz", "70.9", "Female", "White", "Non-Hispanic", "test", "yes", "-14.0", "severe", "abnormal", "low", "neutral"),
+)
+FAIRGENMED_VALUES = (
+    {"glaucoma": 1, "race": 1, "male": 0, "hispanic": 0, "maritalstatus": 0, "language": 0},
+    {"glaucoma": 0, "race": "Asian", "male": 1, "hispanic": 0, "maritalstatus": -1, "language": 0},
+    {"glaucoma": 1.0, "race": "White or Caucasian", "male": 0.0, "hispanic": 0.0, "maritalstatus": 1.0, "language": 2.0},
+)
+CHEXPERT_FINDINGS = (
+    *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
+    *("Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices"),
+)
+CHEXPERT_DEMO = (
+    ("PATIENT", "PRIMARY_RACE", "GENDER", "AGE_AT_CXR", "ETHNICITY"),
+    ("patient00001", "White, non-Hispanic", "Female", 68, None),
+    ("patient00002", "Black or African American", "Male", 87, "Non-Hispanic/Non-Latino"),
+    ("patient00003", "Asian", "Female", 41, "Hispanic/Latino"),
+    ("patient64541", "Native Hawaiian or Other Pacific Islander", "Male", 73, "Patient Refused"),
 )
 
 
@@ -73,6 +102,77 @@ def write_table(raw: Path, rows: Sequence[dict[str, str]], name: str = "labels.c
             (raw / path).parent.mkdir(parents=True, exist_ok=True)
             picture(number).save(raw / path)
     return raw
+
+
+def write_fairgenmed(
+    raw: Path,
+    rows: Sequence[Sequence[str]] = FAIRGENMED_ROWS,
+    values: Sequence[Mapping[str, Any]] = FAIRGENMED_VALUES,
+    *,
+    header: Sequence[str] = FAIRGENMED_HEADER,
+    table: str = "data_summary.csv",
+    folders: Sequence[str] = ("train", "val", "test"),
+    pixels: bool = True,
+    pictures: bool = False,
+) -> Path:
+    """One archive a row, all scalars 0-d arrays; ``pixels`` puts the image inside, ``pictures`` a larger JPEG beside."""
+    (raw / table).parent.mkdir(parents=True, exist_ok=True)
+    with (raw / table).open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    for number, (row, scalars) in enumerate(zip(rows, values, strict=True)):
+        folder = raw / folders[number % len(folders)]
+        folder.mkdir(parents=True, exist_ok=True)
+        inside = {"slo_fundus": np.asarray(picture(number, (20, 20)))} if pixels else {}
+        scans = {"oct_bscans": np.zeros((2, 4, 4), np.uint8)}
+        np.savez_compressed(folder / row[0], **{key: np.array(value) for key, value in scalars.items()}, **scans, **inside)
+        if pictures:
+            name = row[0].replace("data", "slo_fundus").replace(".npz", ".jpg")
+            picture(100 + number, (40, 32)).save(folder / name, quality=95)
+    return raw
+
+
+def chexpert_row(path: str, sex: str = "Female", age: str = "68", view: str = "Frontal,AP", **labels: str) -> str:
+    """A line of ``train.csv``; labels by column, with ``_`` for blanks, all others empty as the data set leaves them."""
+    assert {name.replace("_", " ") for name in labels} <= set(CHEXPERT_FINDINGS)
+    return ",".join([path, sex, age, view, *(labels.get(name.replace(" ", "_"), "") for name in CHEXPERT_FINDINGS)])
+
+
+def write_chexpert(base: Path, tables: Mapping[str, Sequence[str]], demo: Sequence[Sequence[Any]] | None = CHEXPERT_DEMO) -> Path:
+    """Tables as published, and an image where a row's path is a plain one; paths lose the prefix that is the folder's own name."""
+    base.mkdir(parents=True, exist_ok=True)
+    header = ",".join(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS])
+    for name, rows in tables.items():
+        (base / name).write_text("\n".join([header, *rows]) + "\n")
+        for row in rows:
+            write_radiograph(base, row.split(",")[0])
+    if demo is not None:
+        write_workbook(base / "CHEXPERT DEMO.xlsx", demo)
+    return base
+
+
+def write_radiograph(base: Path, path: str, ending: str = ".jpg") -> None:
+    """The image of one row, where its path leads nowhere else."""
+    inner = path.split("/", 1)[1] if path.lower().startswith("chexpert") else path
+    if inner and not inner.startswith("/") and ".." not in inner:
+        file = (base / inner).with_suffix(ending)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(zlib.crc32(inner.encode()), (26, 24), "L").save(file)
+
+
+def write_workbook(path: Path, rows: Sequence[Sequence[Any]]) -> Path:
+    """An Excel file of one sheet."""
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+    return path
+
+
+def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """One JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def png_bomb(path: Path, width: int = 60_000, height: int = 60_000) -> Path:

@@ -36,6 +36,19 @@ from evenhand.core.errors import UserError
         ),
         (
             "fundus",
+            {"race": "asian", "gender": "male", "ethnicity": "non-hispanic"},
+            {"glaucoma": "glaucoma", "md_severity": "normal", "cup_disc_ratio": "normal", "refraction": "hyperopia"},
+            "SLO fundus image of a asian male non-hispanic patient with the following conditions: "
+            "glaucoma, normal vision, normal cup-disc ratio, hyperopia",
+        ),
+        (
+            "chest",
+            {"sex": "male", "race": "other"},
+            {"effusion": "effusion", "lung_lesion": "none", "support_devices": "support_devices"},
+            "Chest Radiography image of a male other race patient diagnosed with Pleural Effusion, non Lung Lesion, Support Devices",
+        ),
+        (
+            "fundus",
             {"sex": "male"},
             {"glaucoma": "glaucoma"},
             "SLO fundus image of a male patient with the following conditions: glaucoma",

@@ -34,6 +34,32 @@ def test_a_lesion_never_crosses_splits(tmp_path) -> None:
     assert cohort.table["split"].nunique() == 3 and leaks(cohort.table) == []
 
 
+@pytest.mark.parametrize(
+    ("state", "patient"),
+    [
+        (None, "a female >=60 patient"),
+        (["sex", "age_group"], "a female >=60 patient"),
+        (["sex"], "a female patient"),
+        (["age_group"], "a >=60 patient"),
+        (["none"], "a patient"),
+    ],
+)
+def test_prompts_state_what_is_asked(tmp_path, state, patient) -> None:
+    cohort = import_cohort("ham10000", write_ham(tmp_path / "raw"), tmp_path / "out", ImportSettings(prompt_attributes=state))
+    assert cohort.table["prompt"][2] == f"Dermoscopic image of {patient} with the following diagnostic category: malignant"
+
+
+def test_every_diagnosis_is_benign_or_malignant(tmp_path) -> None:
+    expected = {"akiec": "malignant", "bcc": "malignant", "mel": "malignant"}
+    expected |= dict.fromkeys(("bkl", "df", "nv", "vasc"), "benign")
+    rows = [(f"HAM_{dx}", f"ISIC_{dx}", dx, "histo", "50", "male", "back") for dx in expected]
+    table = import_cohort("ham10000", write_ham(tmp_path / "raw", rows), tmp_path / "out").table
+    assert dict(zip(table["dx"], table["malignancy"], strict=True)) == expected
+    assert list(table["prompt"]) == [
+        f"Dermoscopic image of a male <60 patient with the following diagnostic category: {value}" for value in expected.values()
+    ]
+
+
 def test_settings(tmp_path) -> None:
     raw = write_ham(tmp_path / "raw")
     settings = ImportSettings(size=16, limit=5, unknown="drop", prompt_attributes=["age_group"], mode="L")

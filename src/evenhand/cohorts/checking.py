@@ -68,12 +68,14 @@ def notes_on(cohort: Cohort) -> list[str]:
     for split in SPLITS:
         if not cohort.schema.synthetic and not (cohort.table["split"] == split).any():
             notes.append(f"split {split!r} is empty")
-    skipped, dropped = cohort.schema.made.get("skipped") or [], cohort.schema.made.get("dropped_unknown") or 0
+    made = cohort.schema.made
+    skipped, dropped = made.get("skipped") or [], made.get("dropped_unknown") or 0
     if skipped:
         notes.append(f"{len(skipped)} bad rows were left out at import; {SCHEMA_FILE} lists them")
     if dropped:
         notes.append(f"{dropped} rows with an unknown attribute were left out at import")
-    return notes
+    notes += [f"{number} rows were left out at import: {reason}" for reason, number in (made.get("left_out") or {}).items()]
+    return [*notes, *(made.get("notes") or ())]
 
 
 def _missing_columns(root: Path) -> list[str]:

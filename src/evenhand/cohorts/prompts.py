@@ -36,11 +36,25 @@ class Template:
     phrases: dict[str, Phrase] = field(default_factory=dict)  # other columns that need more than their value
 
 
-_FUNDUS_CONDITIONS = {
+_FUNDUS_CONDITIONS: dict[str, Phrase] = {
     "glaucoma": _either("non-glaucoma", "glaucoma"),
     "md_severity": lambda value: "normal vision" if value.lower() == "normal" else f"{value} vision loss",
     "cup_disc_ratio": _with_noun("cup-disc ratio"),
-    "refraction": _with_noun("refraction"),
+    "refraction": str,  # hyperopia, emmetropia, myopia
+}
+
+# the findings of CheXpert, column -> the data set's own words; effusion and finding have phrases of their own
+CHEST_FINDINGS = {
+    name.lower().replace(" ", "_"): name
+    for name in (
+        *("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia"),
+        *("Atelectasis", "Pneumothorax", "Pleural Other", "Fracture", "Support Devices"),
+    )
+}
+_CHEST_CONDITIONS: dict[str, Phrase] = {
+    "effusion": _either("non Pleural Effusion", "Pleural Effusion"),
+    "finding": _either("No Finding", "abnormal findings"),
+    **{column: _either(f"non {name}", name) for column, name in CHEST_FINDINGS.items()},
 }
 
 TEMPLATES: dict[str, Template] = {
@@ -62,8 +76,8 @@ TEMPLATES: dict[str, Template] = {
         "Chest Radiography image",
         " diagnosed with ",
         ("sex", "race", "age_group"),
-        {"effusion": _either("non Pleural Effusion", "Pleural Effusion"), "finding": _either("No Finding", "abnormal findings")},
-        {"view": _with_noun("view")},
+        _CHEST_CONDITIONS,
+        {"view": _with_noun("view"), "race": lambda value: "other race" if value == "other" else value},
     ),
 }
 

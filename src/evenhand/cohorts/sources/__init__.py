@@ -1,10 +1,12 @@
 """Importers of raw data sets: one file a layout."""
 
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
+from evenhand.cohorts.sources.chexpert import Chexpert
+from evenhand.cohorts.sources.fairgenmed import FairGenMed
 from evenhand.cohorts.sources.ham10000 import Ham10000
 from evenhand.cohorts.sources.nih_cxr import NihCxr
 from evenhand.cohorts.sources.table import Table
 
-SOURCES: dict[str, type[Source]] = {source.name: source for source in (Ham10000, NihCxr, Table)}
+SOURCES: dict[str, type[Source]] = {source.name: source for source in (Chexpert, FairGenMed, Ham10000, NihCxr, Table)}
 
 __all__ = ["SOURCES", "ImportSettings", "Record", "Source"]

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from PIL import Image
+from pydantic import Field, PlainSerializer
 
-from evenhand.cohorts.images import BadImage, inside
+from evenhand.cohorts.images import BadImage, inside, open_verified
 from evenhand.cohorts.sources.reading import BadRow, Row
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError, did_you_mean
@@ -37,9 +38,15 @@ class ImportSettings(Settings):
     split_column: str | None = None
     prompt_column: str | None = None
     synthetic: bool = False  # images of somebody's generator: attributes are what was requested
+    # the chexpert source only
+    uncertain: Literal["zeros", "ones", "drop"] | None = None  # what the label -1 counts as; None: zeros
+    demographics: Annotated[Path, PlainSerializer(lambda path: path.name, when_used="json")] | None = None  # a cohort names no folders
 
 
-TABLE_ONLY = ("modality", "licence", "image_column", "subject_column", "split_column", "prompt_column", "synthetic")
+ONLY = {  # options that mean something to one source alone
+    **dict.fromkeys(("modality", "licence", "image_column", "subject_column", "split_column", "prompt_column", "synthetic"), "table"),
+    **dict.fromkeys(("uncertain", "demographics"), "chexpert"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,15 +75,17 @@ class Source(ABC):
     attributes: dict[str, list[str]]  # column -> groups; an empty list is filled from the data
     conditions: dict[str, list[str]]
     default_conditions: ClassVar[tuple[str, ...] | None] = None  # None: all
+    stated: ClassVar[tuple[str, ...] | None] = None  # attributes that prompts state where no option says; None: all
 
     def __init__(self, raw: Path, settings: ImportSettings) -> None:
         if not raw.exists():
             raise UserError(f"{raw}: no such file or folder; name the raw data of {self.name}")
         self.raw, self.settings = raw, settings
+        self.facts: dict[str, str] = {}  # choices made while reading, for cohort.json
+        for option, owner in ONLY.items():
+            if owner != self.name and getattr(settings, option):
+                raise UserError(f"--{option.replace('_', '-')} is an option of the source {owner!r}, not of {self.name!r}")
         if self.name != "table":
-            for option in TABLE_ONLY:
-                if getattr(settings, option):
-                    raise UserError(f"--{option.replace('_', '-')} is an option of the source 'table', not of {self.name!r}")
             self.attributes = _choose("attributes", self.attributes, settings.attributes, None)
             self.conditions = _choose("conditions", self.conditions, settings.conditions, self.default_conditions)
 
@@ -95,7 +104,20 @@ class Source(ABC):
 
         Raises:
             BadRow: a value that cannot be read.
+            LeftOut: a row that the settings leave out.
         """
+
+    def open(self, record: Record) -> Image.Image:
+        """The pixels of one record; a source whose pixels are no image files overrides this.
+
+        Raises:
+            BadImage: see ``open_verified``.
+        """
+        return open_verified(inside(self.images, record.image))
+
+    def notes(self) -> list[str]:
+        """What a reader of the cohort should know, once every row has been seen."""
+        return []
 
     def find(self, image_id: str, folders: Sequence[str], endings: Sequence[str] = ("",)) -> str:
         """The path of an image inside ``raw``, looked for in ``folders`` in turn.

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from PIL import Image
 
 from evenhand.cohorts.cohort import Cohort, CohortSchema
-from evenhand.cohorts.images import BadImage, default_size, image_mode, inside, open_verified, prepare
+from evenhand.cohorts.images import BadImage, default_size, image_mode, prepare
 from evenhand.cohorts.prompts import check_state, write_prompt
 from evenhand.cohorts.sources import SOURCES, ImportSettings, Record, Source
-from evenhand.cohorts.sources.reading import BadRow
+from evenhand.cohorts.sources.reading import BadRow, LeftOut
 from evenhand.cohorts.splits import split_of
 from evenhand.cohorts.writing import CohortWriter, cohort_writer
 from evenhand.core.artifacts import is_disk_full, provenance, require_free, write_text
@@ -40,6 +40,7 @@ class _Import:
     values: dict[str, Counter[str]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     dropped: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows
     size: int | None = None
     mode: Literal["L", "RGB"] | None = None
 
@@ -57,6 +58,9 @@ class _Import:
                 return
             image = self._open(record)
             split = self._split(record, place)
+        except LeftOut as reason:
+            self.left_out[str(reason)] += 1
+            return
         except BadRow as fault:
             self.faults.append(f"{place}: {fault}")
             return
@@ -70,7 +74,7 @@ class _Import:
 
     def _open(self, record: Record) -> Image.Image:
         try:
-            image = open_verified(inside(self.source.images, record.image))
+            image = self.source.open(record)
             if self.size is None or self.mode is None:
                 self.size = self.settings.size or default_size(image)
                 self.mode = self.settings.mode or self.source.mode or image_mode(image)
@@ -118,13 +122,14 @@ class _Import:
         def filled(columns: dict[str, list[str]]) -> dict[str, list[str]]:
             return {name: groups or sorted(set(self.values.get(name, ())) - set(NOT_GROUPS)) for name, groups in columns.items()}
 
+        seen = {"skipped": self.faults, "dropped_unknown": self.dropped, "left_out": dict(self.left_out), "notes": self.source.notes()}
         return self.writer.schema.model_copy(
             update={
                 "attributes": filled(self.source.attributes),
                 "conditions": filled(self.source.conditions),
                 "image_size": self.size,
                 "image_mode": self.mode,
-                "made": {**self.writer.schema.made, "skipped": self.faults, "dropped_unknown": self.dropped},
+                "made": {**self.writer.schema.made, **seen},
             }
         )
 
@@ -151,7 +156,9 @@ def import_cohort(source: str, raw: Path, out: Path, settings: ImportSettings | 
     require_free(out)
     reader = SOURCES[source](raw, settings)
     state = check_state(settings.prompt_attributes, reader.attributes)
-    made = provenance(importer=source, raw=raw.name, settings=settings.model_dump(mode="json"))
+    if state is None and reader.stated is not None:
+        state = [name for name in reader.stated if name in reader.attributes]
+    made = provenance(importer=source, raw=raw.name, settings=settings.model_dump(mode="json"), **reader.facts)
     start = CohortSchema(
         name=settings.name or (out.name if source == "table" else source),
         modality=reader.modality,
@@ -196,5 +203,6 @@ def _require_good(run: _Import, out: Path) -> None:
             more = f" and {len(run.faults) - 1} more, all listed in {listing}"
         raise UserError(f"{run.faults[0]}{more}; mend the data or pass --skip-bad {len(run.faults)}")
     if not run.writer.written:
-        raise UserError(f"{run.source.raw}: no image to import ({len(run.faults)} bad, {run.dropped} with an unknown group)")
+        left_out = "".join(f", {number} left out: {reason}" for reason, number in run.left_out.items())
+        raise UserError(f"{run.source.raw}: no image to import ({len(run.faults)} bad, {run.dropped} with an unknown group{left_out})")
     listing.unlink(missing_ok=True)

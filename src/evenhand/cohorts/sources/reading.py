@@ -24,24 +24,29 @@ class BadRow(Exception):
     """Why one row is not taken, in a few words and without the row's number."""
 
 
-def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+class LeftOut(Exception):
+    """Why one good row is left out, as the settings ask; rows are counted by these words."""
+
+
+def read_rows(path: Path, required: Sequence[str] = (), *, ending: str | None = None) -> Iterator[tuple[str, Row]]:
     """Rows as text by column name, with their place: ``('labels.csv row 2', {...})``.
 
-    The header of a CSV file is row 1, as a spreadsheet shows it; rows of JSON lines and Parquet count from 1.
+    The header of a CSV file is row 1, as a spreadsheet shows it; rows of JSON lines and Parquet count from 1. ``ending`` stands
+    for that of the name, where the name misleads: JSON lines in a file that ends in ``.json``.
 
     Raises:
         UserError: no such file, not readable as what its name says, or a required column is missing.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name the raw data folder or its table")
-    reader = {".parquet": _parquet_rows, ".jsonl": _json_rows}.get(path.suffix.lower(), _csv_rows)
+    reader = {".parquet": _parquet_rows, ".jsonl": _json_rows}.get(ending or path.suffix.lower(), _csv_rows)
     first = 2 if reader is _csv_rows else 1
     try:
         for number, row in enumerate(reader(path, required), start=first):
             yield f"{path.name} row {number}", row
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the table as UTF-8") from None
-    except (csv.Error, pa.ArrowInvalid, json.JSONDecodeError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:  # ValueError: of Arrow, of JSON, and for numbers of too many digits
         raise UserError(f"{path}: not a readable table ({error}); save it as CSV, Parquet or JSON lines") from None
 
 
