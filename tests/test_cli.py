@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from evenhand import cli
+from evenhand.training.weighting import METHODS
 
 HELP = """
 import sys
