@@ -37,7 +37,7 @@ assert not loaded, loaded
 def test_help_of_every_command_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    promised = {"train", "generate", "audit", "report", "doctor", "quickstart", "model init", "classifier train"}
+    promised = {"train", "generate", "audit", "semantic", "report", "doctor", "quickstart", "model init", "classifier train"}
     assert promised | {f"cohort {verb}" for verb in ("import", "phantom", "check", "merge")} <= set(done.stdout.splitlines())
 
 

@@ -331,6 +331,34 @@ def audit(
 
 
 @app.command()
+def semantic(
+    real: Annotated[Path | None, typer.Option(help="Cohort of real images: trained on in part, tested on in part.")] = None,
+    synthetic: Annotated[Path | None, typer.Option(help="Cohort of generated images, all of them trained on.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Condition to classify; several allowed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .json file to write, or a folder that gets semantic.json.")] = None,
+    arch: Annotated[
+        list[str] | None, typer.Option(help="resnet, vit or efficientnet; several allowed. [default: vit, efficientnet]")
+    ] = None,
+    attributes: Annotated[str | None, typer.Option(help="Attributes to compare by, by commas. [default: all]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="[default: vit 50, efficientnet 10, as published]")] = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Train on generated images, test on real ones, by subgroup: semantic correlation, beside training on real images."""
+    from evenhand.audit.correlation import SemanticSettings, semantic_correlation
+    from evenhand.report.correlation import render
+
+    settings = SemanticSettings.resolve(
+        config, real=real, synthetic=synthetic, label=label or None, out=out, arch=arch or None,
+        attributes=_columns(attributes), epochs=epochs, seed=seed,
+    )  # fmt: skip
+    result = semantic_correlation(settings)
+    if _first_rank():
+        console.print(render(result))
+        print(f"{settings.file}")
+
+
+@app.command()
 def report(
     audits: Annotated[list[Path], typer.Argument(help="audit.json; several are set side by side, before and after.")],
     out: Annotated[Path, typer.Option(help="The report to write.")],

@@ -273,7 +273,7 @@ def utility_chapter(
     for condition in real.schema.conditions:
         pair = train_pair(real, compared.synthetic, condition, folder, recipe(settings))
         if isinstance(pair, str):
-            refused.append(pair)
+            refused.append(f"utility: {pair}")
         else:
             tables += downstream_tables(pair, compared.real, _crossed(readings, settings), resampling(settings), settings.batch_size)
     return tables, refused

@@ -21,7 +21,7 @@ def train_pair(real: Cohort, synthetic: Cohort, condition: str, folder: Path, re
     """Two classifiers of one recipe, trained on the real training split and on all generated images, or why there are none."""
     for cohort, name in ((real.split("train"), "real training"), (synthetic, "generated")):
         if stated(cohort, condition).nunique() < 2:
-            return f"utility: {condition} takes fewer than two values in the {name} images, so no classifier can be trained"
+            return f"{condition} takes fewer than two values in the {name} images, so no classifier can be trained"
     return trained_classifier(real, condition, folder, recipe), trained_classifier(synthetic, condition, folder, recipe, rows="all")
 
 
@@ -34,7 +34,7 @@ def downstream_tables(
     true, sizes = stated(test, condition), [int(classifier.facts["n"]["train"]) for classifier in pair]
     tables = []
     for value in values_with_auc(pair[0].groups):
-        real_trained, synthetic_trained = (_scores_for(value, classifier, part) for classifier, part in zip(pair, scores, strict=True))
+        real_trained, synthetic_trained = (scores_for(value, classifier, part) for classifier, part in zip(pair, scores, strict=True))
         labels = condition_labels(true, value)
         for reading in readings:
             found = utility_difference(
@@ -57,7 +57,7 @@ def downstream_tables(
     return tables
 
 
-def _scores_for(value: str, classifier: Classifier, probabilities: np.ndarray) -> np.ndarray:
+def scores_for(value: str, classifier: Classifier, probabilities: np.ndarray) -> np.ndarray:
     """The value's probabilities (n,); a classifier that never saw the value says the same of every image."""
     return probabilities[:, classifier.groups.index(value)] if value in classifier.groups else np.zeros(len(probabilities))
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from evenhand.audit.readings import FEW_SILENT, stated
-from evenhand.audit.result import JudgeFacts
+from evenhand.audit.result import CohortFacts, JudgeFacts
 from evenhand.cohorts.cohort import SCHEMA_FILE, TABLE_FILE, Cohort
-from evenhand.core.artifacts import sha256_folder
+from evenhand.core.artifacts import claim, sha256_folder
 from evenhand.core.errors import UserError
 from evenhand.engine.devices import processes
 from evenhand.models.classifiers import Classifier, ClassifierSettings, train_classifier
@@ -115,3 +119,45 @@ def trained_classifier(cohort: Cohort, target: str, folder: Path, recipe: Recipe
         train_classifier(ClassifierSettings.model_validate(facts))
     state.wait_for_everyone()
     return Classifier.load(out)
+
+
+@contextmanager
+def kept_beside(out: Path, what: str) -> Iterator[Path]:
+    """The folder of trained classifiers beside a result, ``audit-judges``, held by this run; gone again where nothing was trained."""
+    folder = out.parent / f"{out.stem}-{what}"
+    if not processes().is_main_process:
+        yield folder
+        return
+    with claim(folder):
+        try:
+            yield folder
+        finally:
+            if [file.name for file in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                folder.rmdir()
+
+
+def cohort_facts(cohort: Cohort) -> CohortFacts:
+    """For the result."""
+    made = cohort.schema.made
+    return CohortFacts(
+        path=str(cohort.root.resolve()),
+        name=cohort.schema.name,
+        modality=cohort.schema.modality,
+        n=len(cohort),
+        subjects=int(cohort.table["subject_id"].nunique()),
+        sha256=cohort_hash(cohort),
+        synthetic=cohort.schema.synthetic,
+        source=cohort.schema.source,
+        licence=cohort.schema.licence,
+        model_sha256=made.get("model_sha256"),
+        image_size=cohort.schema.image_size,
+        made_at=made.get("made_at"),
+        guidance_scale=_one_value(cohort.table, "guidance_scale"),
+    )
+
+
+def _one_value(table: pd.DataFrame, column: str) -> float | None:
+    """The value that all rows share, if they do."""
+    values = table[column].dropna().unique().tolist() if column in table else []
+    return float(values[0]) if len(values) == 1 else None

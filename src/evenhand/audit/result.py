@@ -17,11 +17,13 @@ FORMAT = 3
 Basis = Literal["requested", "judge", "mixed", "none"]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """Base of every part of a result: an unknown field is an error."""
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class Cell(_Part):
+class Cell(Part):
     """One estimate; ``value`` is None where it is undefined, and ``reason`` says why."""
 
     n: int
@@ -36,7 +38,7 @@ class Cell(_Part):
         return cls(n=estimate.n, value=number(estimate.value), low=number(estimate.low), high=number(estimate.high), reason=reason)
 
 
-class PresenceRow(_Part):
+class PresenceRow(Part):
     """Share of one group: ``value`` as requested or corrected for the judge's errors, ``raw`` as counted, ``target`` as wanted."""
 
     group: str
@@ -51,7 +53,7 @@ class PresenceRow(_Part):
     reason: str = ""
 
 
-class PresenceTable(_Part):
+class PresenceTable(Part):
     """Shares by subgroup against the target mix; ``gap`` is the total variation distance, 0 to 1, undefined where refused.
 
     ``identifiable`` is false where the judge's reading fits no mixture of its calibration classes, or cannot see the attribute;
@@ -86,7 +88,7 @@ class GroupRow(Cell):
     reference: Cell | None = None
 
 
-class _GroupTable(_Part):
+class _GroupTable(Part):
     """What every table of values by subgroup has; ``overall_reference`` stands beside ``overall`` as ``reference`` beside a row."""
 
     question: str
@@ -131,7 +133,7 @@ class SemanticTable(_GroupTable):
     es_macro: float | None = None
 
 
-class FairnessRow(_Part):
+class FairnessRow(Part):
     """How far a judge's probabilities can be taken at their word in one group, on generated images and on real ones.
 
     ``ece`` is corrected for the number of images.
@@ -144,7 +146,7 @@ class FairnessRow(_Part):
     brier_real: Cell
 
 
-class FairnessTable(_Part):
+class FairnessTable(Part):
     """The judge's answers on a condition, by subgroup: calibration, and how far groups differ in what is predicted.
 
     ``parity``: largest difference of predicted shares; ``odds``: of true or false positive rates. None where a group has no rate.
@@ -192,7 +194,7 @@ class CopyTable(_GroupTable):
     worst: str | None
 
 
-class CopyPair(_Part):
+class CopyPair(Part):
     """A generated image and the training image that it is nearest to; ``score`` below 1 is a copy, 0 an exact one."""
 
     image: str
@@ -201,7 +203,7 @@ class CopyPair(_Part):
     transform: str
 
 
-class Memorization(_Part):
+class Memorization(Part):
     """Copies of training images: by subgroup, and the worst ones; ``sensitivity`` is the share of planted edits that is found."""
 
     n_train: int
@@ -214,7 +216,7 @@ class Memorization(_Part):
     worst: list[CopyPair]
 
 
-class Decision(_Part):
+class Decision(Part):
     """Whether a question's gap stands once all that were asked are counted."""
 
     question: str
@@ -227,7 +229,7 @@ class Decision(_Part):
     flagged: bool
 
 
-class RuleOutcome(_Part):
+class RuleOutcome(Part):
     """A bound set beforehand (``--fail-on``) and whether the audit fails it."""
 
     rule: str
@@ -236,7 +238,7 @@ class RuleOutcome(_Part):
     text: str
 
 
-class Finding(_Part):
+class Finding(Part):
     """One headline: which question, a plain sentence, and what kind of statement it is."""
 
     question: str
@@ -244,7 +246,7 @@ class Finding(_Part):
     kind: Literal["presence", "quality", "semantics", "utility", "memorization", "caveat"]
 
 
-class CohortFacts(_Part):
+class CohortFacts(Part):
     """Which cohort was read."""
 
     path: str
@@ -262,7 +264,7 @@ class CohortFacts(_Part):
     guidance_scale: float | None = None
 
 
-class JudgeFacts(_Part):
+class JudgeFacts(Part):
     """Which classifier read which column."""
 
     path: str
@@ -275,7 +277,7 @@ class JudgeFacts(_Part):
     guided: bool = False
 
 
-class EncoderFacts(_Part):
+class EncoderFacts(Part):
     """Which network made the features, and for how many images."""
 
     path: str
@@ -286,7 +288,7 @@ class EncoderFacts(_Part):
     features_synthetic: int
 
 
-class AuditResult(_Part):
+class AuditResult(Part):
     """Everything one audit found, and everything needed to make it again."""
 
     format: int = FORMAT

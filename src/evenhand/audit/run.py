@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from evenhand.audit.chapters import (
     Compared,
@@ -24,13 +21,13 @@ from evenhand.audit.chapters import (
 )
 from evenhand.audit.decisions import Question, Rule, parse_question, parse_rule
 from evenhand.audit.findings import caveats, headline_findings
-from evenhand.audit.judges import cohort_hash, gather_judges
+from evenhand.audit.judges import cohort_facts, gather_judges, kept_beside
 from evenhand.audit.readings import Reading, per_image_table, read_column, stated
-from evenhand.audit.result import AuditResult, CohortFacts
+from evenhand.audit.result import AuditResult
 from evenhand.audit.settings import AuditSettings
 from evenhand.audit.verdicts import check_rules, decide
 from evenhand.cohorts.cohort import Cohort, write_table
-from evenhand.core.artifacts import claim, provenance
+from evenhand.core.artifacts import provenance
 from evenhand.core.errors import UserError
 from evenhand.engine.devices import processes
 from evenhand.engine.features import cohort_predictions
@@ -66,7 +63,7 @@ def audit_cohorts(settings: AuditSettings) -> AuditResult:
     _check(settings, real, synthetic)
     declared = _Declared.of(settings, real)
     compared_real, real_rows = _held_out(real, settings.min_n)
-    with _claimed(settings.out) as folder:
+    with kept_beside(settings.out, "judges") as folder:
         judges = gather_judges(
             real, synthetic, settings.judge or [], folder, recipe(settings), force=settings.force_judge, as_encoder=not settings.encoder
         )  # fmt: skip
@@ -115,22 +112,6 @@ def _check(settings: AuditSettings, real: Cohort, synthetic: Cohort) -> None:
         raise UserError(f"{real.root}: no attributes, so there are no subgroups to compare; import it with --attributes")
 
 
-@contextmanager
-def _claimed(out: Path) -> Iterator[Path]:
-    """The folder of judges beside audit.json, held by this run; gone again where nothing was trained."""
-    folder = out.parent / f"{out.stem}-judges"
-    if not processes().is_main_process:
-        yield folder
-        return
-    with claim(folder):
-        try:
-            yield folder
-        finally:
-            if [file.name for file in folder.iterdir()] == [".lock"]:
-                (folder / ".lock").unlink()
-                folder.rmdir()
-
-
 def _held_out(real: Cohort, min_n: int) -> tuple[Cohort, Any]:
     held_out = real.split("val", "test")
     return (held_out, "val+test") if len(held_out) >= 2 * min_n else (real, "all")
@@ -177,7 +158,7 @@ def _chapters(
 
 
 def _result(settings: AuditSettings, declared: _Declared, real: tuple[Cohort, Any], compared: Compared, found: _Chapters) -> AuditResult:
-    facts = (_cohort_facts(real[0]), _cohort_facts(compared.synthetic))
+    facts = (cohort_facts(real[0]), cohort_facts(compared.synthetic))
     judges, parts = compared.judges.facts, found.parts
     unjudged = dict(compared.judges.unjudged)
     unjudged |= dict.fromkeys(_silent_conditions(compared), "its values are not stated in the generated cohort")
@@ -201,28 +182,3 @@ def _result(settings: AuditSettings, declared: _Declared, real: tuple[Cohort, An
 
 def _silent_conditions(compared: Compared) -> list[str]:
     return [name for name in compared.real.schema.conditions if stated(compared.synthetic, name).isna().all()]
-
-
-def _cohort_facts(cohort: Cohort) -> CohortFacts:
-    made = cohort.schema.made
-    return CohortFacts(
-        path=str(cohort.root.resolve()),
-        name=cohort.schema.name,
-        modality=cohort.schema.modality,
-        n=len(cohort),
-        subjects=int(cohort.table["subject_id"].nunique()),
-        sha256=cohort_hash(cohort),
-        synthetic=cohort.schema.synthetic,
-        source=cohort.schema.source,
-        licence=cohort.schema.licence,
-        model_sha256=made.get("model_sha256"),
-        image_size=cohort.schema.image_size,
-        made_at=made.get("made_at"),
-        guidance_scale=_one_value(cohort.table, "guidance_scale"),
-    )
-
-
-def _one_value(table: pd.DataFrame, column: str) -> float | None:
-    """The value that all rows share, if they do."""
-    values = table[column].dropna().unique().tolist() if column in table else []
-    return float(values[0]) if len(values) == 1 else None

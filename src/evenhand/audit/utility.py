@@ -50,7 +50,7 @@ def utility_difference(
     >>> frame.overall.value, float(frame.by_group.loc["a", "synthetic_trained"])
     (-0.25, 0.75)
     """
-    real, synthetic, positive, codes, names, ids = _both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects)
+    real, synthetic, positive, codes, names, ids = both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects)
 
     def cell(rows: np.ndarray, name: str) -> tuple[Estimate, str, float, float, float]:
         fault = one_class_reason(positive[rows], ids[rows], min_n)
@@ -73,7 +73,7 @@ def utility_difference(
     return SubgroupFrame.of({name: found[:2] for name, found in cells.items()}, overall, True, **more)
 
 
-def _both_aligned(labels: Any, real: Any, synthetic: Any, groups: Any, subjects: Any) -> tuple:
+def both_aligned(labels: Any, real: Any, synthetic: Any, groups: Any, subjects: Any) -> tuple:
     """Scores of both classifiers on the rows with a known label, then whether positive, group codes and names, subject codes."""
     sides = []
     for name, scores in (("real-trained", real), ("synthetic-trained", synthetic)):
