@@ -1,0 +1,285 @@
+"""Which training serves the rare group? Every method from one initial model, with equal compute, side by side.
+
+    python benchmarks/fair_training.py fundus --work runs/fair --methods uniform balanced bayesian_robust --seeds 0 1 2
+    EVENHAND_DATA=... python benchmarks/fair_training.py ham10000 --work runs/fair-ham
+
+A method and seed is one run: train, generate equally many images of every group with the same seeds, measure. Steps, batch size, noise
+seeds and initial weights are those of the seed, whatever the method; steps of arms that the robust form gives up count. Real images
+are those of an evaluation cohort that no run trains on; features and condition scores come from a classifier trained on other real
+images than the evaluation cohort. What is done is kept in the work folder, so the script may be stopped, run again with more methods
+or seeds, and run side by side with other seeds; every call writes the table of all that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, write_result
+from scipy.stats import t as student
+
+from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
+from evenhand.audit.semantics import group_auc
+from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
+from evenhand.cohorts.phantoms import MODALITIES
+from evenhand.cohorts.phantoms.cohort import write_phantoms
+from evenhand.cohorts.sources import ImportSettings
+from evenhand.cohorts.sources.importing import import_cohort
+from evenhand.core.artifacts import claim, read_json, write_json, write_text
+from evenhand.core.randomness import generator
+from evenhand.engine.features import cohort_features, cohort_predictions
+from evenhand.generation.generate import GenerateSettings, generate
+from evenhand.models.classifiers import Classifier, ClassifierSettings, train_classifier
+from evenhand.models.encoders import Encoder
+from evenhand.models.tiny import TinySettings, init_tiny_latent
+from evenhand.training.loop import train
+from evenhand.training.settings import TrainSettings
+
+METHODS: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "balanced": {"sampling": "balanced"},
+    "balanced_sqrt": {"sampling": "balanced", "tau": 0.5},
+    "inverse_frequency": {"method": "inverse_frequency"},
+    "group_dro": {"method": "group_dro"},
+    "random_perturbation": {"method": "random_perturbation"},
+    "bayesian_reference": {"method": "bayesian_perturbation", "form": "reference"},
+    "bayesian_robust": {"method": "bayesian_perturbation", "form": "robust"},
+}
+FIGURES = ("worst_fd", "worst_kid", "fd_gap", "pooled_fd", "pooled_kid", "rare_fd", "rare_kid", "major_fd", "major_kid", "auc_gap")
+
+
+@dataclass(frozen=True)
+class World:
+    """Data, who is rare, and how much is trained."""
+
+    attribute: str
+    target: str  # the condition that a judge reads
+    steps: int
+    pretraining: int = 0  # uniform steps of a model that every run then fine-tunes
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    timesteps: str = "uniform"
+    generated: int = 300  # of each group
+    solver_steps: int = 20
+    guidance_scale: float = 1.0
+    judge_epochs: float = 6
+    tiny: dict[str, Any] = field(default_factory=dict)
+
+
+_REAL = {"steps": 600, "pretraining": 600, "guidance_scale": 2.0, "tiny": {"autoencoder_steps": 600}}
+WORLDS = {
+    "fundus": World("race", "glaucoma", steps=1500),
+    "ham10000": World("age_group", "malignancy", generated=100, **_REAL),
+    "nih-cxr": World("sex", "view", generated=60, judge_epochs=30, **_REAL),
+}
+
+
+def main() -> None:
+    """Run what is missing, then write JSON and a table of all runs in the work folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", choices=WORLDS)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    options = parser.parse_args()
+    world, work = WORLDS[options.world], options.work
+    work.mkdir(parents=True, exist_ok=True)
+    with claim(work / "world", wait=True):
+        _prepare(options.world, world, work / "world")
+    for seed in options.seeds:
+        for method in options.methods:
+            _run(options.world, world, work, method, seed)
+    found = {method: {path.stem: read_json(path) for path in sorted((work / "found" / method).glob("*.json"))} for method in METHODS}
+    found = {method: by_seed for method, by_seed in found.items() if by_seed}
+    seeds = sorted({int(seed) for by_seed in found.values() for seed in by_seed})
+    name = f"fair_training_{options.world.replace('-', '_')}"
+    table = _table(found)
+    write_text(RESULTS / f"{name}.md", table)
+    write_result(name, {"world": asdict(world), "runs": found, "against_uniform": _against_uniform(found)}, seeds=seeds)
+    print(table)
+
+
+def _prepare(name: str, world: World, path: Path) -> None:
+    """Training and evaluation cohorts, judge, initial model."""
+    if not (path / "eval" / SCHEMA_FILE).exists():
+        (_fundus if name == "fundus" else _real_images)(name, world, path)
+    if not (path / "judge").exists():
+        settings = ClassifierSettings(cohort=path / "judged", target=world.target, out=path / "judge", epochs=world.judge_epochs)
+        train_classifier(settings)
+    if not (path / "initial").exists():
+        init_tiny_latent(TinySettings(cohort=path / "train", out=path / "initial", **world.tiny))
+    if world.pretraining and not (path / "pretrained" / "model").exists():
+        train(_training(world, path / "initial", path, path / "pretrained", seed=1000, steps=world.pretraining))
+
+
+def _fundus(name: str, world: World, path: Path) -> None:
+    """Phantoms: 77/15/8 by race, the rare group with twice the nuisance variance; the same law in equal parts for evaluation."""
+    harder = "race=asian:2"
+    write_phantoms("fundus", path / "train", n=4000, mix="race=white:0.77,black:0.15,asian:0.08", harder=harder, seed=0)
+    equal = "race=white:0.334,black:0.333,asian:0.333"
+    write_phantoms("fundus", path / "judged", n=3000, mix=equal, harder=harder, seed=1)
+    write_phantoms("fundus", path / "eval", n=3 * world.generated, mix=equal, harder=harder, seed=2)
+
+
+def _real_images(name: str, world: World, path: Path) -> None:
+    """Real images at 64 px; sex of chest radiographs resampled to 85/15 in the training split; held-out ones in equal parts."""
+    conditions = ["view"] if name == "nih-cxr" else None
+    raw = Path(os.environ["EVENHAND_DATA"]) / name.replace("-", "_")
+    import_cohort(name, raw, path / "all", ImportSettings(size=64, conditions=conditions, seed=0))
+    whole = Cohort.load(path / "all")
+    subjects = np.array(sorted(whole.table["subject_id"].unique()))
+    held = set(subjects[generator(0, "fair-training").permutation(len(subjects)) < 0.35 * len(subjects)])
+    outside = whole.table["subject_id"].isin(held).to_numpy()
+    splits = np.where(outside, "test", np.where(whole.table["split"] == "val", "val", "train"))
+    parted = Cohort(whole.schema, whole.table.assign(split=splits), whole.root)
+    parted.subset(~outside).save(path / "judged")
+    kept = ~outside & (_skewed(parted, world.attribute) if name == "nih-cxr" else True)
+    parted.subset(kept).save(path / "train")
+    parted.subset(_equal_parts(parted, outside, world)).save(path / "eval")
+
+
+def _skewed(cohort: Cohort, attribute: str) -> np.ndarray:
+    """Rows of which the second group makes up 15 % of the training split; the validation split is left as it is."""
+    values, training = cohort.table[attribute].to_numpy(), (cohort.table["split"] == "train").to_numpy()
+    first, second = cohort.schema.attributes[attribute][:2]
+    rows = generator(0, "skew").permutation(np.flatnonzero(training & (values == first)))
+    keep = np.ones(len(cohort), dtype=bool)
+    keep[rows[round(0.15 / 0.85 * int((training & (values == second)).sum())) :]] = False
+    return keep
+
+
+def _equal_parts(cohort: Cohort, outside: np.ndarray, world: World) -> np.ndarray:
+    """As many held-out rows of every group as the smallest has, at most as many as are generated."""
+    values = cohort.table[world.attribute].to_numpy()
+    names = cohort.schema.attributes[world.attribute]
+    rows = [generator(0, "equal", group).permutation(np.flatnonzero(outside & (values == group))) for group in names]
+    n = min([world.generated, *map(len, rows)])
+    return np.isin(np.arange(len(cohort)), np.concatenate([part[:n] for part in rows]))
+
+
+def _training(world: World, model: Path, path: Path, out: Path, seed: int, steps: int, **changes: Any) -> TrainSettings:
+    return TrainSettings(
+        model=str(model), cohort=path / "train", out=out, steps=steps, batch_size=world.batch_size, learning_rate=world.learning_rate,
+        warmup=50, ema=0.995, attributes=[world.attribute], timesteps=world.timesteps, seed=seed, checkpoint_every=100,
+        resume=(out / "config.yaml").exists(), **changes,
+    )  # fmt: skip
+
+
+def _run(name: str, world: World, work: Path, method: str, seed: int) -> None:
+    """One method and seed, unless it is there."""
+    found, path = work / "found" / method / f"{seed}.json", work / "world"
+    if found.exists():
+        return
+    run = work / "runs" / f"{method}-{seed}"
+    model = path / "pretrained" if world.pretraining else path / "initial"
+    result = train(_training(world, model, path, run / "run", seed, world.steps, **METHODS[method]))
+    made = generate(
+        GenerateSettings(
+            model=str(run / "run"), out=run / "made", like=path / "eval", n=len(Cohort.load(path / "eval")), steps=world.solver_steps,
+            guidance_scale=world.guidance_scale, seed=seed, resume=(run / "made").exists(),
+        )
+    )  # fmt: skip
+    facts = {"steps": result.steps, "lost_steps": result.lost_steps, "method_state": read_json(_last(run / "run"))["method"]}
+    write_json(found, {**_measured(name, world, path, made, seed), **facts})
+    shutil.rmtree(run / "run" / "checkpoints")
+
+
+def _last(run: Path) -> Path:
+    return sorted(run.glob("checkpoints/step-*/facts.json"))[-1]
+
+
+def _measured(name: str, world: World, path: Path, made: Cohort, seed: int) -> dict[str, Any]:
+    """Distances by group and at the training mix, condition AUC by group; of phantoms what the oracle sees."""
+    real, encoder, judge = Cohort.load(path / "eval"), Encoder.load(path / "judge"), Classifier.load(path / "judge")
+    there, here = cohort_features(encoder, real), cohort_features(encoder, made)
+    groups = [cohort.table[world.attribute].to_numpy() for cohort in (real, made)]
+    names = sorted(set(groups[0]))
+    metrics = {"fd": frechet_distance, "kid": kernel_distance}
+    frames = {key: size_matched(there, here, *groups, metric, seed=0) for key, metric in metrics.items()}
+    by_group = {key: {group: float(frame.by_group.loc[group, "value"]) for group in names} for key, frame in frames.items()}
+    share = Cohort.load(path / "train").split("train").table[world.attribute].value_counts(normalize=True)
+    rare, major = min(names, key=lambda group: share[group]), max(names, key=lambda group: share[group])
+    pooled = [_at_mix(values, share) for values in groups]
+    found: dict[str, Any] = {"by_group": by_group, "rare": rare, "major": major, "n": int(frames["fd"].by_group["n"].min())}
+    for key, metric in metrics.items():
+        value = metric(there[pooled[0]], here[pooled[1]])
+        found[f"pooled_{key}"] = float(getattr(value, "value", value))
+        found |= {f"worst_{key}": max(by_group[key].values()), f"rare_{key}": by_group[key][rare], f"major_{key}": by_group[key][major]}
+    found["fd_gap"] = max(by_group["fd"].values()) - min(by_group["fd"].values())
+    auc = _condition(judge, made, groups[1], world)
+    found |= {"auc": auc, "auc_real": _condition(judge, real, groups[0], world), "auc_gap": max(auc.values()) - min(auc.values())}
+    if name in MODALITIES:
+        seen = MODALITIES[name].oracle(made.pixels())
+        valid, shown = seen["valid"].to_numpy(dtype=bool), seen[world.attribute].to_numpy() == groups[1]
+        place = {group: groups[1] == group for group in names}
+        found["oracle"] = {
+            group: {"valid": float(valid[rows].mean()), "follows": float((valid & shown)[rows].mean())} for group, rows in place.items()
+        }
+    return found
+
+
+def _at_mix(values: np.ndarray, share: Any) -> np.ndarray:
+    """Rows of every group in proportion to its share of the training split, as many as there are."""
+    counts = {group: int((values == group).sum()) for group in set(values)}
+    n = min(counts[group] / share[group] for group in counts)
+    return np.sort(np.concatenate([np.flatnonzero(values == group)[: max(2, math.floor(n * share[group]))] for group in counts]))
+
+
+def _condition(judge: Classifier, cohort: Cohort, groups: np.ndarray, world: World) -> dict[str, float]:
+    """AUC of the condition's last value against the rest, by group."""
+    value = judge.groups[-1]
+    scores = cohort_predictions(judge, cohort)[:, -1]
+    frame = group_auc(scores, (cohort.table[world.target] == value).to_numpy().astype(int), groups, n_boot=100)
+    return {str(group): float(frame.by_group.loc[group, "value"]) for group in frame.by_group.index}
+
+
+def _against_uniform(found: dict[str, Any]) -> dict[str, Any]:
+    """Mean paired difference to uniform over common seeds, with a 95 % t interval."""
+    base, differences = found.get("uniform", {}), {}
+    for method, runs in found.items():
+        seeds = sorted(set(runs) & set(base))
+        if method != "uniform" and seeds:
+            pairs = {key: np.array([runs[seed][key] - base[seed][key] for seed in seeds]) for key in FIGURES}
+            differences[method] = {"seeds": len(seeds), **{key: _interval(values) for key, values in pairs.items()}}
+    return differences
+
+
+def _interval(values: np.ndarray) -> dict[str, float | None]:
+    mean, n = float(values.mean()), len(values)
+    half = float(student.isf(0.025, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return {"mean": mean, "low": mean - half, "high": mean + half} if n > 1 else {"mean": mean, "low": None, "high": None}
+
+
+def _table(found: dict[str, Any]) -> str:
+    """Mean and standard deviation over seeds; differences to uniform in the rare group with their intervals."""
+    measured = ["rare FD", "rare KID", "FD gap", "major FD", "pooled FD", "pooled KID", "AUC gap"]
+    heads = ["method (seeds)", *measured, "rare FD - uniform", "rare KID - uniform"]
+    keys = ["rare_fd", "rare_kid", "fd_gap", "major_fd", "pooled_fd", "pooled_kid", "auc_gap"]
+    lines, against = [heads, ["---"] * len(heads)], _against_uniform(found)
+    for method, runs in found.items():
+        cells = [_spread([run[key] for run in runs.values()]) for key in keys]
+        paired = against.get(method, {})
+        lines.append([f"{method} ({len(runs)})", *cells, *(_paired(paired.get(key)) for key in ("rare_fd", "rare_kid"))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3g}" + (f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "")
+
+
+def _paired(found: dict[str, float | None] | None) -> str:
+    if found is None:
+        return ""
+    bounds = "" if found["low"] is None else f" [{found['low']:.3g}, {found['high']:.3g}]"
+    return f"{found['mean']:.3g}{bounds}"
+
+
+if __name__ == "__main__":
+    main()
