@@ -72,8 +72,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 
 def test_debug_shows_a_traceback(tmp_path: Path) -> None:
-    from evenhand.training.weighting import METHODS
-from evenhand.core.errors import UserError
+    from evenhand.core.errors import UserError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVENHAND_DEBUG", "")
