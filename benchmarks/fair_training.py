@@ -5,7 +5,7 @@
 
 A method and seed is one run: train, generate equally many images of every group with the same seeds, measure. Steps, batch size, noise
 seeds and initial weights are those of the seed, whatever the method; steps of arms that the robust form gives up count. Real images
-are those of an evaluation cohort that no run trains on; features and condition scores come from a classifier trained on other real
+are those of an evaluation cohort that no run trains on; features and condition scores come from classifiers trained on other real
 images than the evaluation cohort. What is done is kept in the work folder, so the script may be stopped, run again with more methods
 or seeds, and run side by side with other seeds; every call writes the table of all that is there.
 """
@@ -33,6 +33,7 @@ from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.cohorts.sources import ImportSettings
 from evenhand.cohorts.sources.importing import import_cohort
 from evenhand.core.artifacts import claim, read_json, write_json, write_text
+from evenhand.core.groups import NOT_GROUPS, intersection
 from evenhand.core.randomness import generator
 from evenhand.engine.features import cohort_features, cohort_predictions
 from evenhand.generation.generate import GenerateSettings, generate
@@ -52,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bayesian_reference": {"method": "bayesian_perturbation", "form": "reference"},
     "bayesian_robust": {"method": "bayesian_perturbation", "form": "robust"},
 }
+JOINT = "everything"  # label of all attributes and conditions
 FIGURES = ("worst_fd", "worst_kid", "fd_gap", "pooled_fd", "pooled_kid", "rare_fd", "rare_kid", "major_fd", "major_kid", "auc_gap")
 
 
@@ -75,7 +77,7 @@ class World:
 
 _REAL = {"steps": 600, "pretraining": 600, "guidance_scale": 2.0, "tiny": {"autoencoder_steps": 600}}
 WORLDS = {
-    "fundus": World("race", "glaucoma", steps=1500),
+    "fundus": World("race", "glaucoma", steps=1500, tiny={"width": 16}),
     "ham10000": World("age_group", "malignancy", generated=100, **_REAL),
     "nih-cxr": World("sex", "view", generated=60, judge_epochs=30, **_REAL),
 }
@@ -110,13 +112,22 @@ def _prepare(name: str, world: World, path: Path) -> None:
     """Training and evaluation cohorts, judge, initial model."""
     if not (path / "eval" / SCHEMA_FILE).exists():
         (_fundus if name == "fundus" else _real_images)(name, world, path)
-    if not (path / "judge").exists():
-        settings = ClassifierSettings(cohort=path / "judged", target=world.target, out=path / "judge", epochs=world.judge_epochs)
-        train_classifier(settings)
+    for target, folder, epochs in ((world.target, "judge", world.judge_epochs), (JOINT, "encoder", 2 * world.judge_epochs)):
+        if not (path / folder).exists():
+            train_classifier(ClassifierSettings(cohort=path / "judged", target=target, out=path / folder, epochs=epochs))
     if not (path / "initial").exists():
         init_tiny_latent(TinySettings(cohort=path / "train", out=path / "initial", **world.tiny))
     if world.pretraining and not (path / "pretrained" / "model").exists():
         train(_training(world, path / "initial", path, path / "pretrained", seed=1000, steps=world.pretraining))
+
+
+def _with_joint(cohort: Cohort, invisible: Sequence[str] = ()) -> Cohort:
+    """The cohort with all attributes and conditions as one label: a classifier of it sees more of an image than one of a single label."""
+    names = [name for name in (*cohort.schema.attributes, *cohort.schema.conditions) if name not in invisible]
+    joint = intersection(cohort.table, names)
+    labels = sorted(set(joint) - set(NOT_GROUPS))
+    schema = cohort.schema.model_copy(update={"conditions": {**cohort.schema.conditions, JOINT: labels}})
+    return Cohort(schema, cohort.table.assign(**{JOINT: joint}), cohort.root)
 
 
 def _fundus(name: str, world: World, path: Path) -> None:
@@ -124,7 +135,8 @@ def _fundus(name: str, world: World, path: Path) -> None:
     harder = "race=asian:2"
     write_phantoms("fundus", path / "train", n=4000, mix="race=white:0.77,black:0.15,asian:0.08", harder=harder, seed=0)
     equal = "race=white:0.334,black:0.333,asian:0.333"
-    write_phantoms("fundus", path / "judged", n=3000, mix=equal, harder=harder, seed=1)
+    drawn = write_phantoms("fundus", path / "judged-drawn", n=3000, mix=equal, harder=harder, seed=1)
+    _with_joint(drawn, invisible=["sex"]).save(path / "judged")
     write_phantoms("fundus", path / "eval", n=3 * world.generated, mix=equal, harder=harder, seed=2)
 
 
@@ -139,7 +151,7 @@ def _real_images(name: str, world: World, path: Path) -> None:
     outside = whole.table["subject_id"].isin(held).to_numpy()
     splits = np.where(outside, "test", np.where(whole.table["split"] == "val", "val", "train"))
     parted = Cohort(whole.schema, whole.table.assign(split=splits), whole.root)
-    parted.subset(~outside).save(path / "judged")
+    _with_joint(parted.subset(~outside)).save(path / "judged")
     kept = ~outside & (_skewed(parted, world.attribute) if name == "nih-cxr" else True)
     parted.subset(kept).save(path / "train")
     parted.subset(_equal_parts(parted, outside, world)).save(path / "eval")
@@ -187,6 +199,7 @@ def _run(name: str, world: World, work: Path, method: str, seed: int) -> None:
         )
     )  # fmt: skip
     facts = {"steps": result.steps, "lost_steps": result.lost_steps, "method_state": read_json(_last(run / "run"))["method"]}
+    found.parent.mkdir(parents=True, exist_ok=True)
     write_json(found, {**_measured(name, world, path, made, seed), **facts})
     shutil.rmtree(run / "run" / "checkpoints")
 
@@ -197,7 +210,7 @@ def _last(run: Path) -> Path:
 
 def _measured(name: str, world: World, path: Path, made: Cohort, seed: int) -> dict[str, Any]:
     """Distances by group and at the training mix, condition AUC by group; of phantoms what the oracle sees."""
-    real, encoder, judge = Cohort.load(path / "eval"), Encoder.load(path / "judge"), Classifier.load(path / "judge")
+    real, encoder, judge = Cohort.load(path / "eval"), Encoder.load(path / "encoder"), Classifier.load(path / "judge")
     there, here = cohort_features(encoder, real), cohort_features(encoder, made)
     groups = [cohort.table[world.attribute].to_numpy() for cohort in (real, made)]
     names = sorted(set(groups[0]))
