@@ -87,7 +87,10 @@ def test_misspelt_names_are_answered_with_near_ones(
 ) -> None:
     common = ["--model", "m", "--cohort", brain, "--out", tmp_path / "out"]
     for arguments, message in (
-        (["train", *common, "--method", "unifrom"], f"--method: unknown method; did you mean 'uniform'? There is: {', '.join(METHODS)} (got 'unifrom')"),
+        (
+            ["train", *common, "--method", "unifrom"],
+            f"--method: unknown method; did you mean 'uniform'? There is: {', '.join(METHODS)} (got 'unifrom')",
+        ),
         (
             ["model", "init", "tiny-latnet", tmp_path / "out", "--cohort", brain],
             "model init: unknown family 'tiny-latnet'; did you mean 'tiny-latent'? There is: tiny-latent",

@@ -56,6 +56,8 @@ def test_the_log_tells_what_was_tried(whole: TrainSettings) -> None:
     assert [(look["step"], look["error"] is None) for look in looks] == [(1, True), (6, False)]
     assert looks[1]["tried"] == [0.0, 0.0] and looks[1]["against"] == [1.0, 1.0] and np.isfinite(looks[1]["gain"])
     assert lines[-1]["lost_steps"] == 6 and lines[-1]["method"]["sigma"].keys() == {"young", "old"}
+    drawing = (whole.out / "method.svg").read_text()
+    assert "<title>sigma by group</title>" in drawing and all(word in drawing for word in (">young<", ">old<", "noise alone"))
 
 
 def test_a_fork_comes_back_to_the_bit(plain: Path, skin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,9 +241,10 @@ def test_a_group_of_one_sample_trains(plain: Path, skin: Path, tmp_path: Path) -
         assert result.skipped == 0
 
 
-def test_a_method_that_needs_groups_leaves_out_attributes_with_one(plain: Path, skin: Path, tmp_path: Path) -> None:
+def test_a_method_that_needs_groups_leaves_out_what_the_data_lack(plain: Path, skin: Path, tmp_path: Path) -> None:
     cohort = Cohort.load(skin)
-    Cohort(cohort.schema, cohort.table.assign(skin_tone="light"), cohort.root).save(tmp_path / "cohort")
+    schema = cohort.schema.model_copy(update={"attributes": {**cohort.schema.attributes, "age_group": ["young", "old", "ageless"]}})
+    Cohort(schema, cohort.table.assign(skin_tone="light"), cohort.root).save(tmp_path / "cohort")
     train(settings_for(plain, tmp_path / "cohort", tmp_path / "run", steps=1, log_every=1, method="random_perturbation"))
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text())
     assert set(line["method"]["sigma"]) == {"age_group: young", "age_group: old"}

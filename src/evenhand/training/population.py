@@ -45,7 +45,7 @@ class Population:
 
 
 def _attributes(settings: TrainSettings, train: Cohort) -> dict[str, list[str]]:
-    """Those asked for, or all; a method that compares groups takes only those with two groups in the training split."""
+    """Those asked for, or all; a method that compares groups sees only groups in the training split, of attributes with two of them."""
     offered = train.schema.attributes
     for name in settings.attributes or []:
         if name not in offered:
@@ -63,7 +63,7 @@ def _attributes(settings: TrainSettings, train: Cohort) -> dict[str, list[str]]:
         )
     if len(single) == len(chosen):
         raise UserError(f"{settings.cohort}: no attribute has two groups in the training split; {what} needs one that does")
-    return {name: groups for name, groups in chosen.items() if name not in single}
+    return {name: groups for name, groups in present.items() if name not in single}
 
 
 def _needs_groups(settings: TrainSettings) -> bool:

@@ -13,6 +13,7 @@ from evenhand.engine.checkpoints import checkpoint_folders
 from evenhand.models.adapters import merge_lora, save_lora
 from evenhand.models.pipelines import quiet_libraries
 from evenhand.training.data import TrainingData
+from evenhand.training.plots import plot_method
 from evenhand.training.settings import RESUMABLE, TrainSettings
 from evenhand.training.state import TrainingState, trainable_pipeline
 
@@ -65,6 +66,7 @@ def publish(settings: TrainSettings, state: TrainingState, data: TrainingData, a
                 "skipped": state.skipped,
             }
             write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), seed=settings.seed, **facts))
+        plot_method(settings.out / "log.jsonl", settings.out / "method.svg")
     accelerator.wait_for_everyone()
     return target
 
