@@ -75,9 +75,9 @@ class World:
     tiny: dict[str, Any] = field(default_factory=dict)
 
 
-_REAL = {"steps": 600, "pretraining": 600, "guidance_scale": 2.0, "tiny": {"autoencoder_steps": 600}}
+_REAL = {"steps": 600, "pretraining": 600, "guidance_scale": 2.0, "tiny": {"autoencoder_steps": 1500}}
 WORLDS = {
-    "fundus": World("race", "glaucoma", steps=1500, tiny={"width": 16}),
+    "fundus": World("race", "glaucoma", steps=1500, tiny={"width": 16, "autoencoder_steps": 1500}),
     "ham10000": World("age_group", "malignancy", generated=100, **_REAL),
     "nih-cxr": World("sex", "view", generated=60, judge_epochs=30, **_REAL),
 }
