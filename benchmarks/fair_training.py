@@ -72,10 +72,12 @@ class World:
     solver_steps: int = 20
     guidance_scale: float = 1.0
     judge_epochs: float = 6
+    robust: dict[str, Any] = field(default_factory=dict)  # options of the robust form
     tiny: dict[str, Any] = field(default_factory=dict)
 
 
-_REAL = {"steps": 600, "pretraining": 600, "guidance_scale": 2.0, "tiny": {"autoencoder_steps": 1500}}
+# 600 steps leave room for two forks of 90: one measures the noise, one decides
+_REAL = {"robust": {"nulls": 1}, "steps": 600, "pretraining": 600, "guidance_scale": 2.0, "tiny": {"autoencoder_steps": 1500}}
 WORLDS = {
     "fundus": World("race", "glaucoma", steps=1500, tiny={"width": 16, "autoencoder_steps": 1500}),
     "ham10000": World("age_group", "malignancy", generated=100, **_REAL),
@@ -191,7 +193,8 @@ def _run(name: str, world: World, work: Path, method: str, seed: int) -> None:
         return
     run = work / "runs" / f"{method}-{seed}"
     model = path / "pretrained" if world.pretraining else path / "initial"
-    result = train(_training(world, model, path, run / "run", seed, world.steps, **METHODS[method]))
+    options = {"method_options": world.robust} if method == "bayesian_robust" else {}
+    result = train(_training(world, model, path, run / "run", seed, world.steps, **METHODS[method], **options))
     made = generate(
         GenerateSettings(
             model=str(run / "run"), out=run / "made", like=path / "eval", n=len(Cohort.load(path / "eval")), steps=world.solver_steps,

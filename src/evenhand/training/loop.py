@@ -63,7 +63,7 @@ def _run(
             forked = forks is not None and forks.look()
             stopping = _any_rank(stop.seen, accelerator)
             if not forked and not stopping:
-                loss = _step(settings, accelerator, state, data, state.method.odds(state.step), log)
+                loss = training_step(settings, accelerator, state, data, state.method.odds(state.step), log)
             bar.advance(state.computed - before, note=f"loss {loss:.4f}")
             ended = state.computed >= settings.steps
             if forked or stopping or ended or state.step % settings.checkpoint_every == 0:
@@ -83,13 +83,13 @@ def _forks(settings: TrainSettings, accelerator: Accelerator, state: TrainingSta
         return None
     return Forks(
         settings, accelerator, state, data, state.method.fork_plan,
-        step=lambda data, odds: _step(settings, accelerator, state, data, odds, None),
+        step=lambda data, odds: training_step(settings, accelerator, state, data, odds, None),
         measure=lambda piece: _losses(settings, state, piece),
         stopping=lambda: _any_rank(stop.seen, accelerator),
     )  # fmt: skip
 
 
-def _step(
+def training_step(
     settings: TrainSettings,
     accelerator: Accelerator,
     state: TrainingState,
