@@ -23,6 +23,7 @@ from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.engine.devices import accelerator
 from evenhand.models.tiny import TinySettings, init_tiny_latent
 from evenhand.training.data import TrainingData
+from evenhand.training.log import TrainingLog
 from evenhand.training.loop import training_step
 from evenhand.training.settings import TrainSettings
 from evenhand.training.state import TrainingState
@@ -80,9 +81,11 @@ def _run(work: Path, name: str, changes: dict[str, Any], batch_size: int) -> tup
 
 def _window(settings: TrainSettings, state: TrainingState, data: TrainingData) -> float:
     """Processor seconds of one window of steps."""
+    settings.out.mkdir(exist_ok=True)
+    log = TrainingLog(settings.out / "log.jsonl", data.groups, state.step, active=True)
     device, start = accelerator("no"), time.process_time()
     for _ in range(WINDOW):
-        training_step(settings, device, state, data, state.method.odds(state.step), None)
+        training_step(settings, device, state, data, state.method.odds(state.step), log)
     return time.process_time() - start
 
 

@@ -56,6 +56,7 @@ def test_the_log_tells_what_was_tried(whole: TrainSettings) -> None:
     assert [(look["step"], look["error"] is None) for look in looks] == [(1, True), (6, False)]
     assert looks[1]["tried"] == [0.0, 0.0] and looks[1]["against"] == [1.0, 1.0] and np.isfinite(looks[1]["gain"])
     assert lines[-1]["lost_steps"] == 6 and lines[-1]["method"]["sigma"].keys() == {"young", "old"}
+    assert [line["step"] for line in lines] == [5, 10]  # both arms that went on are in it, once
     drawing = (whole.out / "method.svg").read_text()
     assert "<title>sigma by group</title>" in drawing and all(word in drawing for word in (">young<", ">old<", "noise alone"))
 
@@ -76,6 +77,7 @@ def test_a_fork_comes_back_to_the_bit(plain: Path, skin: Path, tmp_path: Path, m
         assert all(np.array_equal(first.losses[name], again.losses[name]) for name in first.losses)
         return first
 
+    monkeypatch.setattr(ForkContrast, "schedule", lambda method, total: [2])
     monkeypatch.setattr(ForkContrast, "adapt", adapt)
     forked = train(forking(plain, skin, tmp_path / "forked", steps=14))
     monkeypatch.setattr(ForkContrast, "adapt", lambda *given: None)
@@ -96,9 +98,10 @@ def test_the_winning_arm_goes_on(plain: Path, skin: Path, tmp_path: Path, monkey
             return None
         fork(method.odds(step), 3)
         natural.update(dict.fromkeys(method.odds(step), 1.0))
-        method.looks.append(Look(step, [0.0, 0.0], [1.0, 1.0], 1.0, 0.1, 2.0, True))  # what was learnt outlives the arms
+        method.looks.append(Look(step, [0.0, 0.0], [1.0, 1.0], 1.0, 0.1, 2.0, True, "old"))  # what was learnt outlives the arms
         return fork(natural, 3)
 
+    monkeypatch.setattr(ForkContrast, "schedule", lambda method, total: [2])
     monkeypatch.setattr(ForkContrast, "adapt", adapt)
     train(forking(plain, skin, tmp_path / "forked", steps=9))
     monkeypatch.setattr(ForkContrast, "adapt", lambda *given: None)
@@ -122,7 +125,8 @@ def test_arms_of_one_replica_see_the_same_noise(plain: Path, skin: Path, tmp_pat
     assert set(young.rows.tolist()).isdisjoint(old.rows.tolist())
     (other,) = data.replica(1).batch(3, {"young": 1.0, "old": 1.0})
     assert not torch.equal(other.noise, old.noise)
-    assert torch.equal(data.replica(0).batch(3, None)[0].noise, data.batch(3, None)[0].noise)
+    data.batches.at(0)  # the order of an epoch is kept from call to call; a replica must not inherit it
+    assert data.replica(1).batch(0, None)[0].rows.tolist() != data.batch(0, None)[0].rows.tolist()
 
 
 def test_the_probe_is_balanced_and_matched(plain: Path, skin: Path, tmp_path: Path) -> None:
@@ -248,3 +252,24 @@ def test_a_method_that_needs_groups_leaves_out_what_the_data_lack(plain: Path, s
     train(settings_for(plain, tmp_path / "cohort", tmp_path / "run", steps=1, log_every=1, method="random_perturbation"))
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text())
     assert set(line["method"]["sigma"]) == {"age_group: young", "age_group: old"}
+
+
+def test_a_run_too_short_for_forks_says_so(plain: Path, skin: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = train(forking(plain, skin, tmp_path / "run", steps=5))
+    assert result.lost_steps == 0
+    assert "warning: --steps 5: too few to try settings; this is balanced sampling" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_arm_on_another_replica_survives_a_crash(whole: TrainSettings, tmp_path: Path) -> None:
+    settings = whole.model_copy(update={"out": tmp_path / "run", "checkpoint_every": 1})
+    reached: list[int] = []
+
+    def crash_in_the_second_arm() -> None:
+        reached.append(1)
+        if len(reached) == 2:
+            raise Crash
+
+    with stopped_after(3, crash_in_the_second_arm), pytest.raises(Crash):
+        train(settings)
+    train(settings.model_copy(update={"resume": True}))
+    assert_equal(last_checkpoint(settings.out), last_checkpoint(whole.out))

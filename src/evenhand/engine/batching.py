@@ -24,7 +24,8 @@ class Batches:
     batch_size: int
     seed: int
     groups: np.ndarray | None = None  # joint group of every sample, for odds
-    _epoch: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+    _epoch: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)
+    _codes: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)  # names of the groups, code of each sample
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -45,7 +46,10 @@ class Batches:
     def _drawn(self, step: int, odds: Mapping[str, float]) -> np.ndarray:
         if self.groups is None:
             raise ValueError("odds need the groups of the samples")
-        weights = np.array([odds.get(str(group), 0.0) for group in self.groups])
+        if self._codes is None:
+            self._codes = np.unique(self.groups.astype(str), return_inverse=True)
+        names, codes = self._codes
+        weights = np.array([odds.get(str(name), 0.0) for name in names])[codes]
         if not weights.sum() > 0:
             raise ValueError(f"no sample has positive odds: {dict(odds)}")
         return generator(self.seed, "batch", step).choice(self.n, size=self.batch_size, p=weights / weights.sum())

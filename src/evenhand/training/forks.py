@@ -20,12 +20,13 @@ from evenhand.engine.batching import rank_batches
 from evenhand.engine.checkpoints import Checkpoint, load_latest, save_checkpoint
 from evenhand.engine.latents import latent_cache
 from evenhand.training.data import Piece, TrainingData
+from evenhand.training.log import TrainingLog
 from evenhand.training.settings import TrainSettings
 from evenhand.training.state import TrainingState
 from evenhand.training.weighting.method import Arm, ForkPlan
 
 Losses = Callable[[Piece], torch.Tensor]  # per-sample losses (B,) of the model as it stands
-Step = Callable[[TrainingData, Mapping[str, float]], object]  # one optimizer step with these sampling odds
+Step = Callable[[TrainingData, Mapping[str, float], TrainingLog], object]  # one optimizer step with these sampling odds
 
 
 class Stopped(Exception):
@@ -38,8 +39,9 @@ class Probe:
 
     names: list[str]
     size: int
-    pieces: list[Piece]  # of this rank
-    places: list[np.ndarray]
+    pieces: list[Piece]  # of this rank, as many as of every other
+    places: list[np.ndarray]  # where a piece's losses belong; nowhere for those that only keep ranks in step
+    images: dict[str, np.ndarray]  # joint group -> (size,) which image
 
     @classmethod
     def prepare(cls, settings: TrainSettings, state: TrainingState, size: int, accelerator: Accelerator) -> Probe:
@@ -61,7 +63,9 @@ class Probe:
         timesteps = (np.arange(size) + 0.5) * state.schedule.config.num_train_timesteps / size
         noise = torch.stack([torch.randn(cache.mean.shape[1:], generator=torch_generator(settings.seed, "probe", i)) for i in range(size)])
         pieces, batches = [], rank_batches(len(rows), settings.batch_size, accelerator.process_index, accelerator.num_processes)
-        for places in batches:
+        every = -(-len(rows) // settings.batch_size)
+        padded = [*batches, *[np.arange(0)] * (-(-every // accelerator.num_processes) - len(batches))]  # a sharded model wants all ranks
+        for places in (batch if len(batch) else np.arange(min(settings.batch_size, len(rows))) for batch in padded):
             within = places % size
             pieces.append(
                 Piece(
@@ -74,14 +78,17 @@ class Probe:
                     generator=torch_generator(settings.seed, "probe"),
                 )
             )
-        return cls(names, size, pieces, batches)
+        images = {name: rows[place * size : (place + 1) * size] for place, name in enumerate(names)}
+        return cls(names, size, pieces, padded, images)
 
     @torch.no_grad()
     def losses(self, measure: Losses, accelerator: Accelerator) -> dict[str, np.ndarray]:
         """Losses by joint group, (size,) float64, the same on every rank."""
         found = torch.zeros(len(self.names) * self.size, dtype=torch.float64, device=accelerator.device)
         for piece, places in zip(self.pieces, self.places, strict=True):
-            found[places] = measure(piece).double()
+            losses = measure(piece).double()
+            if len(places):
+                found[places] = losses
         if accelerator.num_processes > 1:
             found = accelerator.reduce(found, "sum")
         return dict(zip(self.names, found.cpu().numpy().reshape(len(self.names), self.size), strict=True))
@@ -101,12 +108,14 @@ class Forks:
         state: TrainingState,
         data: TrainingData,
         plan: ForkPlan,
+        log: TrainingLog,
         *,
         step: Step,
         measure: Losses,
         stopping: Callable[[], bool],
     ) -> None:
         self._settings, self._accelerator, self._state, self._data, self._plan = settings, accelerator, state, data, plan
+        self._log, self._branches = log, dict[str, TrainingLog]()
         self._step, self._measure, self._stopping = step, measure, stopping
         self._folder = settings.out / "forks"
         self._steps = 0
@@ -134,28 +143,30 @@ class Forks:
         if not self._steps:
             self._save("start")
         data, averaged = self._data.replica(replica), [torch.zeros_like(parameter) for parameter in self._state.parameters]
-        last = min(self._plan.averaged, steps)
+        last, log = min(self._plan.averaged, steps), self._log.branch()
         for done in range(steps):
             if self._stopping():
                 raise Stopped
-            self._step(data, odds)
+            self._step(data, odds, log)
             if done >= steps - last:
                 for mean, parameter in zip(averaged, self._state.parameters, strict=True):
                     mean.add_(parameter.detach(), alpha=1 / last)
         name = f"arm-{self._steps}"
         self._steps += steps
+        self._branches[name] = log
         self._save(name)
         for mean, parameter in zip(averaged, self._state.parameters, strict=True):
             parameter.data.copy_(mean)
         losses = self._probe.losses(self._measure, self._accelerator)
         self._restore("start", learnt=self._state.method.state_dict())
-        return Arm(name, dict(odds), losses)
+        return Arm(name, dict(odds), losses, self._probe.images)
 
     def _go_on_as(self, arm: Arm) -> None:
         """The run's state is now that of the arm; what the method has learnt stays, the other arms' steps are counted as lost."""
         before, lost = self._state.step, self._state.lost
         self._restore(arm.name, learnt=self._state.method.state_dict())
         self._state.lost = lost + self._steps - (self._state.step - before)
+        self._log.adopt(self._branches[arm.name])
         self._clear()
 
     def _save(self, name: str) -> None:
@@ -174,7 +185,7 @@ class Forks:
 
     def _clear(self) -> None:
         """Also what a run that was killed in a fork has left."""
-        self._steps = 0
+        self._steps, self._branches = 0, {}
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -22,10 +23,24 @@ class TrainingLog:
 
     def __init__(self, path: Path, groups: Mapping[str, list[str]], step: int, *, active: bool) -> None:
         self._path, self._groups, self._active = path, groups, active
+        self._held: list[dict[str, Any]] | None = None  # lines of a branch, not written yet
         self.last_loss = math.nan
+        self._sum, self._n, self._by_group = 0.0, 0, dict[str, list[list[Any]]]()
         self._clear()
         if active and path.exists():
             self._drop_after(step)
+
+    def branch(self) -> TrainingLog:
+        """A log of what may turn out to be lost: it goes on from here, and holds its lines back."""
+        twin = copy.deepcopy(self)
+        twin._held = []
+        return twin
+
+    def adopt(self, branch: TrainingLog) -> None:
+        """Go on as the branch: write what it has held back."""
+        for line in branch._held or []:
+            append_jsonl(self._path, line)
+        self._sum, self._n, self._by_group, self.last_loss = branch._sum, branch._n, branch._by_group, branch.last_loss
 
     def _drop_after(self, step: int) -> None:
         """Lines of steps that a kill has lost would stand twice after a resume."""
@@ -46,8 +61,14 @@ class TrainingLog:
                 self.last_loss = self._sum / self._n if self._n else math.nan
                 facts = {"step": state.step, "loss": self.last_loss, "learning_rate": learning_rate, "gradient_norm": norm}
                 facts |= {"skipped": state.skipped, "lost_steps": state.lost}
-                append_jsonl(self._path, {**facts, "loss_by_group": self._groups_now(), "method": method})
+                self._write({**facts, "loss_by_group": self._groups_now(), "method": method})
                 self._clear()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._held is not None:
+            self._held.append(line)
+        else:
+            append_jsonl(self._path, line)
 
     def _add(self, seen: Gathered) -> None:
         losses = seen.losses.double().cpu()

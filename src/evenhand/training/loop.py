@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from evenhand.core.artifacts import claim
-from evenhand.core.progress import track
+from evenhand.core.progress import console, track
 from evenhand.engine.checkpoints import load_latest, save_checkpoint
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.engine.losses import min_snr_weights, per_sample_loss, target_of
@@ -56,7 +56,7 @@ def _run(
     settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, log: TrainingLog, stop: _StopSignal
 ) -> TrainResult:
     started, first = time.perf_counter(), state.computed
-    forks = _forks(settings, accelerator, state, data, stop)
+    forks = _forks(settings, accelerator, state, data, log, stop)
     with track("train", settings.steps, done=first, quiet=not accelerator.is_main_process) as bar:
         while state.computed < settings.steps:
             before, loss = state.computed, math.nan
@@ -64,7 +64,7 @@ def _run(
             stopping = _any_rank(stop.seen, accelerator)
             if not forked and not stopping:
                 loss = training_step(settings, accelerator, state, data, state.method.odds(state.step), log)
-            bar.advance(state.computed - before, note=f"loss {loss:.4f}")
+            bar.advance(state.computed - before, note="settings tried" if forked else f"loss {loss:.4f}")
             ended = state.computed >= settings.steps
             if forked or stopping or ended or state.step % settings.checkpoint_every == 0:
                 checkpoint = state.snapshot(data.fingerprint)  # every rank takes part: its weights may be sharded
@@ -77,13 +77,24 @@ def _run(
     return TrainResult(settings.out, model, state.step, state.skipped, log.last_loss, rate, lost_steps=state.lost)
 
 
-def _forks(settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, stop: _StopSignal) -> Forks | None:
+def _forks(
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    state: TrainingState,
+    data: TrainingData,
+    log: TrainingLog,
+    stop: _StopSignal,
+) -> Forks | None:
     """What a method that tries settings trains its arms with."""
     if state.method.fork_plan is None:
         return None
+    if not state.method.schedule(settings.steps):
+        if accelerator.is_main_process:
+            console.print(f"[yellow]warning[/]: --steps {settings.steps}: too few to try settings; this is balanced sampling")
+        return None
     return Forks(
-        settings, accelerator, state, data, state.method.fork_plan,
-        step=lambda data, odds: training_step(settings, accelerator, state, data, odds, None),
+        settings, accelerator, state, data, state.method.fork_plan, log,
+        step=lambda data, odds, log: training_step(settings, accelerator, state, data, odds, log),
         measure=lambda piece: _losses(settings, state, piece),
         stopping=lambda: _any_rank(stop.seen, accelerator),
     )  # fmt: skip
@@ -95,7 +106,7 @@ def training_step(
     state: TrainingState,
     data: TrainingData,
     odds: Mapping[str, float] | None,
-    log: TrainingLog | None,
+    log: TrainingLog,
 ) -> float:
     """One optimizer step. Returns the unweighted mean loss of the global batch."""
     learning_rate = state.set_learning_rate()
@@ -119,8 +130,7 @@ def training_step(
         state.method.observe(gathered.losses, gathered.timesteps, gathered.groups)
     state.optimizer.zero_grad(set_to_none=True)
     state.count(finite, settings.max_skipped)
-    if log is not None:
-        log.record(state, gathered, learning_rate, float(norm), finite, settings.log_every)
+    log.record(state, gathered, learning_rate, float(norm), finite, settings.log_every)
     return float(gathered.losses.mean())
 
 

@@ -19,12 +19,12 @@ STYLES = ("-", "--", ":", "-.")
 
 def plot_method(log: Path, out: Path) -> Path | None:
     """Draw ``log.jsonl`` of a run as SVG; None where its method reports nothing that changes."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     told = [(line["step"], line.get("method") or {}) for line in lines]
     key = next((name for name in ("sigma", "q") if any(name in report for _, report in told)), None)
     if key is None:
         return None
-    looks = [look for _, report in told for look in report.get("looks", [])]
+    looks = [look for _, report in told for look in report.get("looks", []) if look["gain"] is not None]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "evenhand", "font.size": 9}):
         figure = Figure(figsize=(6.4, 5.2 if looks else 3.0), layout="constrained")
         axes = figure.subplots(2 if looks else 1, squeeze=False, sharex=True)[:, 0]

@@ -66,6 +66,7 @@ def publish(settings: TrainSettings, state: TrainingState, data: TrainingData, a
                 "skipped": state.skipped,
             }
             write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), seed=settings.seed, **facts))
+    if accelerator.is_main_process:
         plot_method(settings.out / "log.jsonl", settings.out / "method.svg")
     accelerator.wait_for_everyone()
     return target

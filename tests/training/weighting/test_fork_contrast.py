@@ -62,34 +62,78 @@ def test_the_first_looks_measure_the_noise_and_go_on_as_the_run() -> None:
     assert asked[2:] == [(9.625, 90, 0), (9.625, 90, 2)]
 
 
-def test_the_decision_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def judging(null: list[dict[str, float]]) -> ForkContrast:
+    """A method about to decide, the noise of whose forks is written down."""
     method = fresh()
-    method.null = [{"common": 0.01, "rare": -0.02, "some": 0.03}, {"common": 0.0, "rare": 0.02, "some": -0.02}]
-    method.looks = [Look(60, [1.0] * 3, [1.0] * 3, 0.0, None, None, False)] * 2
+    method.null = null
+    method.looks = [Look(60, [1.0] * 3, [1.0] * 3, 0.0, None, None, False, "rare")] * 3
+    return method
+
+
+def test_the_decision_by_hand() -> None:
+    method = judging([{"common": 0.03, "rare": 0.0, "some": 0.0}, {"common": 0.0, "rare": 0.0, "some": -0.03}, dict.fromkeys(COUNTS, 0.0)])
     here = arm("here", common=[1.0, 3.0], rare=[2.0, 4.0], some=[1.0, 1.0])
     there = arm("there", common=[1.0, 3.0], rare=[1.0, 2.0], some=[0.5, 0.5])
-    chosen = method.adapt(360, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here)
+    chosen = method.adapt(510, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here)
     look = method.looks[-1]
-    assert look.gain == pytest.approx(np.log(3 / 2))  # worst groups: rare with 3, common with 2
-    # between forks 3 * (0.02/3)^2 / 2; within: variances 0.00063.. and 0.0004 of the rows
-    rows = np.array([[0.01, -0.02, 0.03], [0.0, 0.02, -0.02]])
-    shared, within = float((rows.mean(axis=1) ** 2).mean()), float((rows.var(axis=1, ddof=1)).mean())
-    probe = np.var(np.array([2 / 3, 4 / 3]) - np.array([2 / 3, 4 / 3]), ddof=1) / 2
-    assert look.error == pytest.approx(np.sqrt(shared + 2 / 3 * within + probe))
-    freedom = (shared + 2 / 3 * within) ** 2 / (shared**2 / 2 + (2 / 3 * within) ** 2 / 4)
-    assert look.bound == pytest.approx(student.isf(0.05 / 4, freedom))
-    assert chosen is there and look.moved and method.sigma.tolist() == [0.5] * 3  # half of the way to natural sampling
+    assert look.gain == pytest.approx(0.405465, rel=1e-5)  # log(3 / 2): the worst groups are rare with 3 and common with 2
+    # means of the forks .01, -.01, 0: 2/3 e-4. Variances within 3e-4, 3e-4, 0, their mean times 2/3: 4/3 e-4. The rare group's own
+    # is 0, as is the probe's: both its losses fell alike.
+    assert look.error == pytest.approx(0.0141421, rel=1e-5)  # sqrt(2e-4)
+    # freedom 4 / (4/9 / 3 + 16/9 / 6) = 9; three deciding looks: the upper 1/60 of Student's distribution
+    assert look.bound == pytest.approx(student.isf(0.05 / 3, 9))
+    assert chosen is there and look.moved and look.worst == "rare" and method.sigma.tolist() == [0.5] * 3
 
 
-def test_the_probes_own_noise_counts() -> None:
-    method = fresh()
-    method.null = [dict.fromkeys(COUNTS, 0.0)] * 2
-    method.looks = [Look(60, [1.0] * 3, [1.0] * 3, 0.0, None, None, False)] * 2
+def test_the_worst_groups_own_noise_counts_where_it_is_larger() -> None:
+    method = judging([{"common": 0.0, "rare": 0.06, "some": 0.0}] * 3)
+    here, there = (arm(name, common=[1.0], rare=[level] * 2, some=[1.0]) for name, level in (("here", 3.0), ("there", 2.7)))
+    chosen = method.adapt(510, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here)
+    look = method.looks[-1]
+    assert look.error == pytest.approx(0.06) and look.bound == pytest.approx(student.isf(0.05 / 3, 3))
+    assert chosen is here and not look.moved and method.sigma.tolist() == [1.0] * 3
+
+
+def test_the_probes_own_noise_counts_by_image() -> None:
     rng = np.random.default_rng(0)
     here, there = ({name: rng.gamma(2, 1, 64) * (3 if name == "rare" else 1) for name in COUNTS} for _ in range(2))
-    method.adapt(360, 1500, lambda odds, steps, replica=0: Arm("a", {}, there if odds["rare"] == 1.0 else here))
     ratio = there["rare"] / there["rare"].mean() - here["rare"] / here["rare"].mean()
-    assert method.looks[-1].error == pytest.approx(np.sqrt(np.var(ratio, ddof=1) / 64))
+    errors = {}
+    for images in (64, 16, 1):
+        method = judging([dict.fromkeys(COUNTS, 0.0)] * 3)
+        which = {"rare": np.arange(64) % images}
+        method.adapt(510, 1500, lambda odds, steps, replica=0, w=which: Arm("a", {}, there if odds["rare"] == 1.0 else here, w))
+        errors[images] = method.looks[-1].error
+        assert not method.looks[-1].moved or images > 1
+    assert errors[64] == pytest.approx(np.sqrt(np.var(ratio, ddof=1) / 64))
+    assert errors[16] == pytest.approx(np.sqrt(np.var(ratio.reshape(4, 16).mean(axis=0), ddof=1) / 16)) and errors[1] == pytest.approx(1e6)
+
+
+def test_a_group_without_held_out_images_keeps_its_odds() -> None:
+    method, tried = judging([dict.fromkeys(("common", "some"), 0.01)] * 3), []
+
+    def fork(odds: dict[str, float], steps: int, replica: int = 0) -> Arm:
+        tried.append(odds)
+        level = 1.0 if len(tried) == 1 else 0.1
+        return arm("a", common=[level] * 2, some=[level] * 2)
+
+    method.adapt(510, 1500, fork)
+    assert tried[1] == {"unknown": 1.0, "common": 1.0, "rare": 9.625, "some": 1.0}
+    assert dict(zip(method.present, method.sigma.tolist(), strict=True)) == {"common": 0.5, "rare": 1.0, "some": 0.5}
+
+
+def test_losses_that_are_not_finite_decide_nothing() -> None:
+    method = judging([{"common": 0.03, "rare": 0.0, "some": 0.0}] * 3)
+    here, there = (arm(name, common=[1.0], rare=[level] * 2, some=[1.0]) for name, level in (("here", 3.0), ("there", np.nan)))
+    assert method.adapt(510, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here) is here
+    assert method.looks[-1].gain is None and not method.looks[-1].moved
+    json.dumps(method.state_dict(), allow_nan=False)
+    assert method.adapt(660, 1500, lambda odds, steps, replica=0: here) is here  # it goes on
+
+
+def test_sampling_is_its_own() -> None:
+    with pytest.raises(ValueError, match="leave --sampling out"):
+        METHODS["bayesian_perturbation"](RACE, counts=COUNTS, odds={"rare": 2.0})
 
 
 def test_it_moves_to_the_right_side_and_not_to_the_wrong_one() -> None:
@@ -104,9 +148,9 @@ def test_noise_alone_does_not_move_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over all looks of a run; what is tried does not matter where no setting is better, so it is drawn at random."""
     rng = np.random.default_rng(0)
     monkeypatch.setattr(fork_contrast, "propose_by_contrasts", lambda *contrasts, **given: rng.random(3))
-    for shared in (0.0, 0.5):
-        moved = [any(look.moved for look in simulated_run(SimulatedFork(seed, nothing, shared), seed).looks) for seed in range(600)]
-        assert np.mean(moved) <= 0.07  # .05 and three standard errors less
+    for noise in ({}, {"shared": 0.5}, {"shared": 0.9}, {"rare_sd": 2.0}):
+        moved = [any(look.moved for look in simulated_run(SimulatedFork(seed, nothing, **noise), seed).looks) for seed in range(600)]
+        assert np.mean(moved) <= 0.075  # .05 and less than three standard errors
 
 
 def test_the_process_over_contrasts_finds_the_better_side() -> None:

@@ -67,6 +67,8 @@ def test_inverse_frequency_by_hand() -> None:
     assert of_images == pytest.approx(100)
     with pytest.raises(ValueError, match="needs counts"):
         METHODS["inverse_frequency"](GROUPS)
+    balanced = METHODS["inverse_frequency"]({"sex": ["f", "m"]}, counts={"f": 10, "m": 90}, odds={"f": 9.0, "m": 1.0})
+    assert balanced.weights({"sex": torch.tensor([0, 1])}, 0, draws()).tolist() == pytest.approx([1, 1])  # drawn alike already
 
 
 def test_group_dro_by_hand() -> None:
@@ -75,12 +77,12 @@ def test_group_dro_by_hand() -> None:
     assert weighting.weights(groups, 0, draws()).tolist() == pytest.approx([1, 1, 1, 1])  # q begins at the shares
     # timesteps 0 and 999: bin means (1 + 3) / 2 = 2 and (10 + 10) / 2 = 10; relative losses f: .5 and 1, m: 1.5 and 1
     weighting.observe(torch.tensor([1.0, 10.0, 3.0, 10.0]), torch.tensor([0, 999, 0, 999]), groups)
-    q = np.array([0.25 * np.exp(0.5 * 0.75), 0.75 * np.exp(0.5 * 1.25)])
+    q = np.array([0.25 * np.exp(0.5 * -0.25), 0.75 * np.exp(0.5 * 0.25)])
     q /= q.sum()
     assert weighting.weights(groups, 1, draws()).tolist() == pytest.approx([q[0] / 0.25] * 2 + [q[1] / 0.75] * 2, rel=1e-6)
     # only f in the next batch: m's q changes by normalisation alone; bin 0 is 0.99 * 2 + 0.01 * 4 = 2.02
     weighting.observe(torch.tensor([4.0]), torch.tensor([5]), {"sex": torch.tensor([0])})
-    after = np.array([q[0] * np.exp(0.5 * 4 / 2.02), q[1]])
+    after = np.array([q[0] * np.exp(0.5 * (4 / 2.02 - 1)), q[1]])
     assert weighting.report()["q"] == pytest.approx(dict(zip("fm", after / after.sum(), strict=True)))
 
 
@@ -94,6 +96,14 @@ def test_group_dro_raises_the_harder_group_though_timesteps_hide_it() -> None:
         losses = np.where(late, 1.0, 0.01) * np.where(sex, 1.0, 1.2) * rng.gamma(20, 1 / 20, 64)
         weighting.observe(torch.tensor(losses), torch.tensor(times), {"sex": torch.tensor(sex.astype(int))})
     assert weighting.report()["q"]["f"] > 0.5
+
+
+def test_group_dro_leaves_groups_of_equal_loss_alone_though_the_rare_one_is_often_absent() -> None:
+    weighting, rng = METHODS["group_dro"]({"sex": ["f", "m"]}, counts={"f": 5, "m": 95}), np.random.default_rng(0)
+    for _ in range(1500):
+        sex = (rng.random(8) < 0.95).astype(int)
+        weighting.observe(torch.tensor(rng.gamma(20, 1 / 20, 8)), torch.full((8,), 500), {"sex": torch.tensor(sex)})
+    assert weighting.report()["q"]["f"] == pytest.approx(0.05, abs=0.02)
 
 
 def test_group_dro_accounts_for_balanced_sampling() -> None:

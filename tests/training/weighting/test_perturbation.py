@@ -71,7 +71,7 @@ def test_the_window_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(7):
         weighting.observe(torch.tensor([1.0, 2.0 + step]), torch.zeros(2), groups)
         if step == 3:
-            assert weighting.state_dict() == {"sigma": [0.35, 0.45], "observed": 4, "tried": [], "gave": []}
+            assert weighting.state_dict() == {"sigma": [0.35, 0.45], "observed": 4, "tried": [], "gave": [], "failed": 0}
     (x, y), (later, gave) = seen
     assert x[:, 0].tolist() == [1.0, 0.75, 0.625, 0.5625] and y.tolist() == [-1.0, -2.0, -3.0, -4.0]
     assert later[:, 1].tolist() == pytest.approx([0.45, 0.475, 0.4875]) and gave.tolist() == [-5.0, -6.0, -7.0]

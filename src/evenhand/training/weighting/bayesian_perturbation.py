@@ -39,6 +39,7 @@ class ReferencePerturbation(Perturbation):
         super().__init__(*args, **given)
         self.tried: list[list[float]] = []
         self.gave: list[float] = []
+        self._failed = 0
 
     def observe(self, losses: torch.Tensor, timesteps: torch.Tensor, groups: GroupCodes) -> None:
         """Record (sigma, y); at the window's end maximise the bound; then wander."""
@@ -47,18 +48,25 @@ class ReferencePerturbation(Perturbation):
         options: Any = self.options
         if self.observed and self.observed % options.window == 0:
             seed = derive_seed(self.seed, "proposal", self.observed)
-            self.sigma = propose_ucb(np.array(self.tried), np.array(self.gave), beta=options.beta, seed=seed)
+            proposed = propose_ucb(np.array(self.tried), np.array(self.gave), beta=options.beta, seed=seed)
+            self._failed += proposed is None
+            self.sigma = self.sigma if proposed is None else proposed
             self.tried, self.gave = [], []
         self.wander()
 
+    def report(self) -> dict[str, Any]:
+        """As above; and how often no process could be fitted, so that sigma stayed."""
+        return {**super().report(), "failed_proposals": self._failed}
+
     def state_dict(self) -> dict[str, Any]:
         """sigma, its count of draws, and the window."""
-        return {**super().state_dict(), "tried": self.tried, "gave": self.gave}
+        return {**super().state_dict(), "tried": self.tried, "gave": self.gave, "failed": self._failed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take all back."""
         super().load_state_dict(state)
         self.tried, self.gave = [list(sigma) for sigma in state["tried"]], list(state["gave"])
+        self._failed = state["failed"]
 
 
 class BayesianPerturbation(WeightingMethod):

@@ -24,13 +24,16 @@ from evenhand.training.weighting.joint import CAP, GroupCodes
 from evenhand.training.weighting.method import Arm, Fork, ForkPlan, WeightingMethod
 
 
+FAR = 1e6  # error of a contrast that tells nothing; JSON knows no infinity
+
+
 class ForkContrastOptions(Settings):
     """Options of ``form="robust"``."""
 
     looks: int = Field(6, ge=2, description="forks at most, those that measure the noise included")
-    nulls: int = Field(2, ge=1, description="forks that hold a setting against itself")
+    nulls: int = Field(3, ge=1, description="forks that hold a setting against itself")
     arm_steps: int = Field(90, ge=1, description="steps of an arm; shorter ones do not tell settings apart")
-    overhead: float = Field(0.4, gt=0, lt=1, description="share of all computed steps that losing arms may take")
+    overhead: float = Field(0.4, gt=0, le=0.5, description="share of all computed steps that losing arms may take")
     probe: int = Field(64, ge=8, description="held-out images of each joint group")
     averaged: int = Field(10, ge=1, description="last steps of an arm over which its weights are averaged")
     damping: float = Field(0.5, gt=0, le=1, description="part of the way that sigma moves to a setting that won")
@@ -44,10 +47,11 @@ class Look:
     step: int
     tried: list[float]
     against: list[float]
-    gain: float
+    gain: float | None  # None where an arm had losses that are not finite
     error: float | None  # None of a fork that measured the noise
     bound: float | None  # in errors
     moved: bool
+    worst: str  # the group whose loss is the worst under ``against``
 
 
 class ForkContrast(WeightingMethod):
@@ -62,6 +66,8 @@ class ForkContrast(WeightingMethod):
         self.present = [name for name in self.joint.names if self.counts.get(name, 0) > 0]
         if not self.present:
             raise ValueError("form=robust needs counts: joint group -> training images")
+        if self.sampled is not None:
+            raise ValueError("form=robust chooses sampling odds itself; leave --sampling out")
         self.sigma = np.ones(len(self.present))
         self.looks: list[Look] = []
         self.null: list[dict[str, float]] = []  # log-loss differences by group where there was nothing to differ
@@ -86,23 +92,35 @@ class ForkContrast(WeightingMethod):
         """Where a look is due: two arms, a contrast, perhaps a move. The better-founded arm goes on as the run."""
         if step not in self.schedule(total)[len(self.looks) :]:
             return None
-        steps = self.options.arm_steps  # type: ignore[attr-defined]
-        seen = len(self.looks)
-        if seen < self.options.nulls:  # type: ignore[attr-defined]
-            here, again = (fork(self.odds(step), steps, replica) for replica in (0, seen + 1))
-            self.null.append(_log_ratios(again, here))
-            self.looks.append(Look(step, self.sigma.tolist(), self.sigma.tolist(), _gain(again, here), None, None, False))
+        if len(self.looks) < self.options.nulls:  # type: ignore[attr-defined]
+            return self._measure_noise(step, fork)
+        steps: int = self.options.arm_steps  # type: ignore[attr-defined]
+        here = fork(self.odds(step), steps)
+        # of a group that the probe lacks nobody could say whether it is served: its odds stay
+        tried = np.where([name in here.losses for name in self.present], self._proposal(), self.sigma)
+        there = fork(self.odds_at(tried), steps)
+        gain = _gain(there, here)
+        if gain is None:
+            self.looks.append(Look(step, tried.tolist(), self.sigma.tolist(), None, None, None, False, _worst(here)))
             return here
-        tried = self._proposal()
-        here, there = fork(self.odds(step), steps), fork(self.odds_at(tried), steps)
-        gain, (error, freedom) = _gain(there, here), self._noise(there, here)
-        looks = len(self.schedule(total)) - self.options.nulls  # type: ignore[attr-defined]
-        bound = float(student.isf(self.options.alpha / looks, freedom))  # type: ignore[attr-defined]
+        error, freedom = self._noise(there, here)
+        deciding = len(self.schedule(total)) - self.options.nulls  # type: ignore[attr-defined]
+        bound = float(student.isf(self.options.alpha / deciding, freedom))  # type: ignore[attr-defined]
         moved = gain > bound * error
-        self.looks.append(Look(step, tried.tolist(), self.sigma.tolist(), gain, error, bound, moved))
+        self.looks.append(Look(step, tried.tolist(), self.sigma.tolist(), gain, error, bound, moved, _worst(here)))
         if moved:
             self.sigma = self.sigma + self.options.damping * (tried - self.sigma)  # type: ignore[attr-defined]
         return there if moved else here
+
+    def _measure_noise(self, step: int, fork: Fork) -> Arm:
+        """Hold the present setting against itself with other draws."""
+        steps: int = self.options.arm_steps  # type: ignore[attr-defined]
+        here, again = (fork(self.odds(step), steps, replica) for replica in (0, len(self.looks) + 1))
+        gain = _gain(again, here)
+        if gain is not None:
+            self.null.append(_log_ratios(again, here))
+        self.looks.append(Look(step, self.sigma.tolist(), self.sigma.tolist(), gain, None, None, False, _worst(here)))
+        return here
 
     def schedule(self, total: int) -> list[int]:
         """Steps of the run at which looks are due, evenly over it; none where it is too short for one that decides."""
@@ -115,29 +133,36 @@ class ForkContrast(WeightingMethod):
 
     def _proposal(self) -> np.ndarray:
         """Natural sampling first, the largest contrast there is; then what the process makes of all contrasts."""
-        judged = [look for look in self.looks if look.error is not None]
+        judged = [look for look in self.looks if look.error is not None and look.gain is not None]
         if not judged:
             return np.zeros_like(self.sigma)
         tried, against = (np.array([getattr(look, name) for look in judged]) for name in ("tried", "against"))
-        gains = np.array([look.gain / max(look.error or 0.0, 1e-12) for look in judged])
+        gains = np.array([(look.gain or 0.0) / max(look.error or 0.0, 1e-12) for look in judged])
         seed = derive_seed(self.seed, "proposal", len(self.looks))
-        return propose_by_contrasts(tried, against, gains, self.sigma, seed=seed)
+        proposed = propose_by_contrasts(tried, against, gains, self.sigma, seed=seed)
+        return self.sigma / 2 if proposed is None else proposed
 
     def _noise(self, there: Arm, here: Arm) -> tuple[float, float]:
         """Standard error of a contrast, and its degrees of freedom.
 
         Training noise comes from the forks that held a setting against itself: variance between forks and between groups within them,
-        pooled with Satterthwaite's degrees of freedom, since what one draw does to all groups alike counts once. The probe's own
-        noise is that of paired losses of the worst group.
+        pooled with Satterthwaite's degrees of freedom, since what one draw does to all groups alike counts once; or that of the
+        worst group alone, where it is larger. The probe's own noise is that of paired losses of the worst group.
         """
-        rows = np.array([[ratios[name] for name in sorted(ratios)] for ratios in self.null])
+        if not self.null:
+            return FAR, 1.0
+        names = sorted(self.null[0])
+        rows = np.array([[ratios[name] for name in names] for ratios in self.null])
         forks, groups = rows.shape
-        between = groups * float((rows.mean(axis=1) ** 2).mean())
-        within = float(rows.var(axis=1, ddof=1).mean()) if groups > 1 else 0.0
-        parts = [(between / groups, forks), ((groups - 1) / groups * within, forks * (groups - 1))]
-        training = sum(part for part, _ in parts)
-        freedom = training**2 / max(sum(part**2 / n for part, n in parts if n), 1e-300)
-        return float(np.sqrt(training + _probe_variance(there, here))), max(freedom, 1.0)
+        between = float((rows.mean(axis=1) ** 2).mean())
+        within = float(rows.var(axis=1, ddof=1).mean()) * (groups - 1) / groups if groups > 1 else 0.0
+        training = between + within
+        parts = [(between, forks), (within, forks * (groups - 1))]
+        freedom = max(training**2 / max(sum(part**2 / n for part, n in parts if n), 1e-300), 1.0)
+        own = float((rows[:, names.index(_worst(here))] ** 2).mean())
+        if own > training:
+            training, freedom = own, float(forks)
+        return float(np.sqrt(training + _probe_variance(there, here))), freedom
 
     def report(self) -> dict[str, Any]:
         """sigma by group, and the looks since the last report."""
@@ -158,8 +183,10 @@ def _worst(arm: Arm) -> str:
     return max(sorted(arm.losses), key=lambda name: float(arm.losses[name].mean()))
 
 
-def _gain(there: Arm, here: Arm) -> float:
-    """How much lower the worst group's log-loss is."""
+def _gain(there: Arm, here: Arm) -> float | None:
+    """How much lower the worst group's log-loss is; None where it cannot be told."""
+    if not all(np.isfinite(losses).all() for arm in (there, here) for losses in arm.losses.values()):
+        return None
     return float(np.log(here.losses[_worst(here)].mean()) - np.log(there.losses[_worst(there)].mean()))
 
 
@@ -168,7 +195,11 @@ def _log_ratios(there: Arm, here: Arm) -> dict[str, float]:
 
 
 def _probe_variance(there: Arm, here: Arm) -> float:
-    """Of the worst group's difference in log-loss, by its paired losses (first order)."""
+    """Of the worst group's difference in log-loss, by its paired losses (first order); one image's losses count once."""
     name = _worst(here)
     before, after = here.losses[name], there.losses[name]
-    return float(np.var(after / after.mean() - before / before.mean(), ddof=1) / len(before))
+    apart = after / after.mean() - before / before.mean()
+    images = here.images.get(name, np.arange(len(before)))
+    sums = np.bincount(np.unique(images, return_inverse=True)[1], weights=apart - apart.mean())
+    n = len(sums)
+    return float((sums**2).sum() / len(before) ** 2 * n / max(n - 1, 1)) if n > 1 else FAR**2

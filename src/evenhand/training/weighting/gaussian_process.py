@@ -13,32 +13,31 @@ import torch
 RESTARTS, RAW_SAMPLES = 5, 20  # as published
 
 
-def propose_ucb(x: np.ndarray, y: np.ndarray, *, beta: float = 0.1, seed: int = 0) -> np.ndarray:
+def propose_ucb(x: np.ndarray, y: np.ndarray, *, beta: float = 0.1, seed: int = 0) -> np.ndarray | None:
     """The point of [0, 1]^G with the largest upper confidence bound, (G,): FairDiffusion's step (arXiv 2412.20374).
+
+    None where the marginal likelihood could not be maximised.
 
     Args:
         x: (n, G) tried settings.
         y: (n,) what each gave; larger is better.
         beta: weight of the posterior's variance; the bound is mean + sqrt(beta * variance).
         seed: of the optimiser's starting points.
-
-    Raises:
-        botorch.exceptions.ModelFittingError: the marginal likelihood could not be maximised.
     """
     with _quiet(seed):
-        from botorch.fit import fit_gpytorch_mll
         from botorch.models import SingleTaskGP
         from gpytorch.mlls import ExactMarginalLogLikelihood
 
         model = SingleTaskGP(torch.tensor(x, dtype=torch.double), torch.tensor(y, dtype=torch.double)[:, None])
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        if not _fitted(ExactMarginalLogLikelihood(model.likelihood, model)):
+            return None
         return _largest_bound(model, beta, x.shape[1], {})
 
 
 def propose_by_contrasts(
     tried: np.ndarray, against: np.ndarray, gains: np.ndarray, now: np.ndarray, *, beta: float = 4.0, seed: int = 0
-) -> np.ndarray:
-    """The setting whose gain over ``now`` has the largest upper confidence bound, (G,).
+) -> np.ndarray | None:
+    """The setting whose gain over ``now`` has the largest upper confidence bound, (G,); None where no process could be fitted.
 
     The process is over contrasts f(tried) - f(against): its kernel is that of the difference of two values of one process f.
 
@@ -48,7 +47,6 @@ def propose_by_contrasts(
         now: (G,) the setting that the next contrast will be held against.
     """
     with _quiet(seed):
-        from botorch.fit import fit_gpytorch_mll
         from botorch.models import SingleTaskGP
         from gpytorch.means import ZeroMean
         from gpytorch.mlls import ExactMarginalLogLikelihood
@@ -57,9 +55,21 @@ def propose_by_contrasts(
         values = torch.tensor(gains, dtype=torch.double)[:, None]
         noise = torch.ones_like(values)
         model = SingleTaskGP(pairs, values, noise, covar_module=_contrast_kernel(len(now)), mean_module=ZeroMean(), outcome_transform=None)
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        if not _fitted(ExactMarginalLogLikelihood(model.likelihood, model)):
+            return None
         fixed = {len(now) + place: float(value) for place, value in enumerate(now)}
         return _largest_bound(model, beta, len(now), fixed)
+
+
+def _fitted(likelihood: Any) -> bool:
+    from botorch.exceptions import ModelFittingError
+    from botorch.fit import fit_gpytorch_mll
+
+    try:
+        fit_gpytorch_mll(likelihood)
+    except ModelFittingError:
+        return False
+    return True
 
 
 def _contrast_kernel(dims: int) -> Any:
@@ -101,5 +111,5 @@ def _quiet(seed: int) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed % 2**31)
+            torch.default_generator.manual_seed(seed % 2**31)  # torch.manual_seed would seed GPUs too, for good
             yield

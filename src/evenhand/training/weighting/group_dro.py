@@ -28,7 +28,8 @@ class GroupDro(WeightingMethod):
     """Minimises the worst group's loss: q_g <- q_g exp(eta L_g), normalised; a sample weighs q_g over its group's share of draws.
 
     L_g is the group's mean of loss over the running mean loss at that timestep: raw losses differ by timestep far more than by
-    group, and groups see different timesteps. A group that is absent from a batch keeps its q.
+    group, and groups see different timesteps. 1 is taken off, which normalisation takes back, so that a group absent from a batch is
+    treated as one of average loss.
     """
 
     Options = GroupDroOptions
@@ -55,7 +56,7 @@ class GroupDro(WeightingMethod):
         self._learn(raw, bins)
         relative = raw / self._bins[bins]
         for code in np.unique(codes[codes >= 0]):
-            self.q[code] *= np.exp(self.options.eta * relative[codes == code].mean())  # type: ignore[attr-defined]
+            self.q[code] *= np.exp(self.options.eta * (relative[codes == code].mean() - 1))  # type: ignore[attr-defined]
         self.q /= self.q.sum()
 
     def _learn(self, losses: np.ndarray, bins: np.ndarray) -> None:

@@ -12,7 +12,9 @@ from evenhand.training.weighting.method import WeightingMethod
 
 
 class InverseFrequency(WeightingMethod):
-    """w_g ~ 1 / n_g, of mean 1 over the training images of known group; at most ``CAP`` times the largest group's. Unknown: 1.
+    """w_g ~ 1 / (the group's share of draws), of mean 1 over draws of known group; at most ``CAP`` times the largest's. Unknown: 1.
+
+    Under balanced sampling groups are drawn alike, and the weights are 1.
 
     Raises:
         ValueError: no counts of groups.
@@ -20,7 +22,7 @@ class InverseFrequency(WeightingMethod):
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
-        counts = self.joint.array(self.counts)
+        counts = self.joint.array(self.counts) * (1 if self.sampled is None else self.joint.array(self.sampled))
         if not counts.sum() > 0:
             raise ValueError("inverse_frequency needs counts: joint group -> training images")
         inverse = 1 / capped_share(counts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ class Arm:
     name: str
     odds: dict[str, float]
     losses: dict[str, np.ndarray]  # joint group -> (P,) losses; place i is the same image, timestep and noise in every arm
+    images: dict[str, np.ndarray] = field(default_factory=dict)  # joint group -> (P,) which image; all differ where nothing is said
 
 
 class Fork(Protocol):
@@ -98,6 +99,10 @@ class WeightingMethod(ABC):
     def adapt(self, step: int, total: int, fork: Fork) -> Arm | None:
         """Try settings before ``step``; the arm that is returned goes on as the run. ``total``: steps that the run may compute."""
         return None
+
+    def schedule(self, total: int) -> list[int]:
+        """Steps before which ``adapt`` will try settings in a run of ``total`` steps; none for most methods."""
+        return []
 
     def report(self) -> dict[str, Any]:
         """What the log should tell of the steps since it was last asked; JSON values."""
