@@ -33,7 +33,7 @@ from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.cohorts.sources import ImportSettings
 from evenhand.cohorts.sources.importing import import_cohort
 from evenhand.core.artifacts import claim, read_json, write_json, write_text
-from evenhand.core.groups import NOT_GROUPS, intersection
+from evenhand.core.groups import NOT_GROUPS, intersection, known
 from evenhand.core.randomness import generator
 from evenhand.engine.features import cohort_features, cohort_predictions
 from evenhand.generation.generate import GenerateSettings, generate
@@ -96,6 +96,7 @@ def main() -> None:
     world, work = WORLDS[options.world], options.work
     work.mkdir(parents=True, exist_ok=True)
     with claim(work / "world", wait=True):
+        _same_world(options.world, world, work / "world" / "world.json")
         _prepare(options.world, world, work / "world")
     for seed in options.seeds:
         for method in options.methods:
@@ -106,8 +107,18 @@ def main() -> None:
     name = f"fair_training_{options.world.replace('-', '_')}"
     table = _table(found)
     write_text(RESULTS / f"{name}.md", table)
-    write_result(name, {"world": asdict(world), "runs": found, "against_uniform": _against_uniform(found)}, seeds=seeds)
+    floor = _measured(options.world, world, work / "world", Cohort.load(work / "world" / "again")) if options.world in MODALITIES else None
+    payload = {"world": asdict(world), "equal_laws": floor, "runs": found, "against_uniform": _against_uniform(found)}
+    write_result(name, payload, seeds=seeds)
     print(table)
+
+
+def _same_world(name: str, world: World, note: Path) -> None:
+    """Runs of another world must not stand in one table."""
+    now = {"name": name, **asdict(world)}
+    if note.exists() and read_json(note) != now:
+        raise SystemExit(f"{note}: holds runs of other settings; choose another --work")
+    write_json(note, now)
 
 
 def _prepare(name: str, world: World, path: Path) -> None:
@@ -139,7 +150,8 @@ def _fundus(name: str, world: World, path: Path) -> None:
     equal = "race=white:0.334,black:0.333,asian:0.333"
     drawn = write_phantoms("fundus", path / "judged-drawn", n=3000, mix=equal, harder=harder, seed=1)
     _with_joint(drawn, invisible=["sex"]).save(path / "judged")
-    write_phantoms("fundus", path / "eval", n=3 * world.generated, mix=equal, harder=harder, seed=2)
+    for seed, part in ((2, "eval"), (3, "again")):  # the second is the same law once more: how far apart equal laws are
+        write_phantoms("fundus", path / part, n=3 * world.generated, mix=equal, harder=harder, seed=seed)
 
 
 def _real_images(name: str, world: World, path: Path) -> None:
@@ -160,7 +172,7 @@ def _real_images(name: str, world: World, path: Path) -> None:
 
 
 def _skewed(cohort: Cohort, attribute: str) -> np.ndarray:
-    """Rows of which the second group makes up 15 % of the training split; the validation split is left as it is."""
+    """Rows of which the first group makes up 15 % of the training split; the validation split is left as it is."""
     values, training = cohort.table[attribute].to_numpy(), (cohort.table["split"] == "train").to_numpy()
     first, second = cohort.schema.attributes[attribute][:2]
     rows = generator(0, "skew").permutation(np.flatnonzero(training & (values == first)))
@@ -170,8 +182,9 @@ def _skewed(cohort: Cohort, attribute: str) -> np.ndarray:
 
 
 def _equal_parts(cohort: Cohort, outside: np.ndarray, world: World) -> np.ndarray:
-    """As many held-out rows of every group as the smallest has, at most as many as are generated."""
+    """As many held-out rows of every group as the smallest has, at most as many as are generated; of those of which all is known."""
     values = cohort.table[world.attribute].to_numpy()
+    outside = outside & known(cohort.table, [*cohort.schema.attributes, *cohort.schema.conditions]).to_numpy()
     names = cohort.schema.attributes[world.attribute]
     rows = [generator(0, "equal", group).permutation(np.flatnonzero(outside & (values == group))) for group in names]
     n = min([world.generated, *map(len, rows)])
@@ -193,25 +206,23 @@ def _run(name: str, world: World, work: Path, method: str, seed: int) -> None:
         return
     run = work / "runs" / f"{method}-{seed}"
     model = path / "pretrained" if world.pretraining else path / "initial"
-    options = {"method_options": world.robust} if method == "bayesian_robust" else {}
-    result = train(_training(world, model, path, run / "run", seed, world.steps, **METHODS[method], **options))
+    if not (run / "trained.json").exists():
+        options = {"method_options": world.robust} if method == "bayesian_robust" else {}
+        result = train(_training(world, model, path, run / "run", seed, world.steps, **METHODS[method], **options))
+        state = read_json(sorted((run / "run").glob("checkpoints/step-*/facts.json"))[-1])["method"]
+        write_json(run / "trained.json", {"steps": result.steps, "lost_steps": result.lost_steps, "method_state": state})
+        shutil.rmtree(run / "run" / "checkpoints")
     made = generate(
         GenerateSettings(
             model=str(run / "run"), out=run / "made", like=path / "eval", n=len(Cohort.load(path / "eval")), steps=world.solver_steps,
             guidance_scale=world.guidance_scale, seed=seed, resume=(run / "made").exists(),
         )
     )  # fmt: skip
-    facts = {"steps": result.steps, "lost_steps": result.lost_steps, "method_state": read_json(_last(run / "run"))["method"]}
     found.parent.mkdir(parents=True, exist_ok=True)
-    write_json(found, {**_measured(name, world, path, made, seed), **facts})
-    shutil.rmtree(run / "run" / "checkpoints")
+    write_json(found, {**_measured(name, world, path, made), **read_json(run / "trained.json")})
 
 
-def _last(run: Path) -> Path:
-    return sorted(run.glob("checkpoints/step-*/facts.json"))[-1]
-
-
-def _measured(name: str, world: World, path: Path, made: Cohort, seed: int) -> dict[str, Any]:
+def _measured(name: str, world: World, path: Path, made: Cohort) -> dict[str, Any]:
     """Distances by group and at the training mix, condition AUC by group; of phantoms what the oracle sees."""
     real, encoder, judge = Cohort.load(path / "eval"), Encoder.load(path / "encoder"), Classifier.load(path / "judge")
     there, here = cohort_features(encoder, real), cohort_features(encoder, made)
@@ -222,11 +233,11 @@ def _measured(name: str, world: World, path: Path, made: Cohort, seed: int) -> d
     by_group = {key: {group: float(frame.by_group.loc[group, "value"]) for group in names} for key, frame in frames.items()}
     share = Cohort.load(path / "train").split("train").table[world.attribute].value_counts(normalize=True)
     rare, major = min(names, key=lambda group: share[group]), max(names, key=lambda group: share[group])
-    pooled = [_at_mix(values, share) for values in groups]
+    mixed = [[_at_mix(values, share, repeat) for values in groups] for repeat in range(10)]
     found: dict[str, Any] = {"by_group": by_group, "rare": rare, "major": major, "n": int(frames["fd"].by_group["n"].min())}
     for key, metric in metrics.items():
-        value = metric(there[pooled[0]], here[pooled[1]])
-        found[f"pooled_{key}"] = float(getattr(value, "value", value))
+        pooled = [metric(there[first], here[second]) for first, second in mixed]
+        found[f"pooled_{key}"] = float(np.mean([getattr(value, "value", value) for value in pooled]))
         found |= {f"worst_{key}": max(by_group[key].values()), f"rare_{key}": by_group[key][rare], f"major_{key}": by_group[key][major]}
     found["fd_gap"] = max(by_group["fd"].values()) - min(by_group["fd"].values())
     auc = _condition(judge, made, groups[1], world)
@@ -241,11 +252,12 @@ def _measured(name: str, world: World, path: Path, made: Cohort, seed: int) -> d
     return found
 
 
-def _at_mix(values: np.ndarray, share: Any) -> np.ndarray:
-    """Rows of every group in proportion to its share of the training split, as many as there are."""
+def _at_mix(values: np.ndarray, share: Any, repeat: int) -> np.ndarray:
+    """Random rows of every group in proportion to its share of the training split, as many as there are."""
     counts = {group: int((values == group).sum()) for group in set(values)}
     n = min(counts[group] / share[group] for group in counts)
-    return np.sort(np.concatenate([np.flatnonzero(values == group)[: max(2, math.floor(n * share[group]))] for group in counts]))
+    rows = {group: generator(repeat, "mix", group).permutation(np.flatnonzero(values == group)) for group in sorted(counts)}
+    return np.sort(np.concatenate([part[: max(2, math.floor(n * share[group]))] for group, part in rows.items()]))
 
 
 def _condition(judge: Classifier, cohort: Cohort, groups: np.ndarray, world: World) -> dict[str, float]:
@@ -276,13 +288,18 @@ def _interval(values: np.ndarray) -> dict[str, float | None]:
 def _table(found: dict[str, Any]) -> str:
     """Mean and standard deviation over seeds; differences to uniform in the rare group with their intervals."""
     measured = ["rare FD", "rare KID", "FD gap", "major FD", "pooled FD", "pooled KID", "AUC gap"]
-    heads = ["method (seeds)", *measured, "rare FD - uniform", "rare KID - uniform"]
+    paired_keys = ["rare_fd", "rare_kid", "major_fd", "pooled_fd"]
+    heads = [
+        "method (seeds)",
+        *measured,
+        *(f"{key.replace('_', ' ').replace('fd', 'FD').replace('kid', 'KID')} - uniform" for key in paired_keys),
+    ]
     keys = ["rare_fd", "rare_kid", "fd_gap", "major_fd", "pooled_fd", "pooled_kid", "auc_gap"]
     lines, against = [heads, ["---"] * len(heads)], _against_uniform(found)
     for method, runs in found.items():
         cells = [_spread([run[key] for run in runs.values()]) for key in keys]
         paired = against.get(method, {})
-        lines.append([f"{method} ({len(runs)})", *cells, *(_paired(paired.get(key)) for key in ("rare_fd", "rare_kid"))])
+        lines.append([f"{method} ({len(runs)})", *cells, *(_paired(paired.get(key)) for key in paired_keys)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
