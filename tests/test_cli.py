@@ -89,7 +89,7 @@ def test_misspelt_names_are_answered_with_near_ones(
     for arguments, message in (
         (
             ["train", *common, "--method", "unifrom"],
-            f"--method: unknown method; did you mean 'uniform'? There is: {', '.join(METHODS)} (got 'unifrom')",
+            f"--method: unknown method; did you mean 'uniform'? There is: {', '.join(['auto', *METHODS])} (got 'unifrom')",
         ),
         (
             ["model", "init", "tiny-latnet", tmp_path / "out", "--cohort", brain],

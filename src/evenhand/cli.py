@@ -202,7 +202,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="uniform, inverse_frequency, group_dro, random_perturbation, bayesian_perturbation."),
+        typer.Option(help="auto, uniform, inverse_frequency, group_dro, random_perturbation, bayesian_perturbation."),
     ] = None,
     form: Annotated[str | None, typer.Option(help="bayesian_perturbation: robust or reference. [default: robust]")] = None,
     window: Annotated[int | None, typer.Option(help="Reference form: steps between proposals. [default: 30]")] = None,

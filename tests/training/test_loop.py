@@ -195,7 +195,8 @@ def test_cached_latents_take_their_space_before_they_are_written(tmp_path: Path,
 def test_settings_are_checked_with_near_names(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         TrainSettings.resolve(None, model="m", cohort="c", out="o", method="unifrom")
-    assert str(error.value) == f"--method: unknown method; did you mean 'uniform'? There is: {', '.join(METHODS)} (got 'unifrom')"
+    there = ", ".join(["auto", *METHODS])
+    assert str(error.value) == f"--method: unknown method; did you mean 'uniform'? There is: {there} (got 'unifrom')"
 
 
 @pytest.mark.parametrize(
@@ -220,3 +221,16 @@ def test_options_of_a_method_are_checked(changes: dict, message: str) -> None:
     with pytest.raises(UserError) as error:
         TrainSettings.resolve(None, model="m", cohort="c", out="o", **changes)
     assert str(error.value) == message
+
+
+def test_auto_is_balanced_sampling_where_there_are_groups(plain: Path, skin: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train(settings_for(plain, skin, tmp_path / "auto", steps=2, method="auto"))
+    train(settings_for(plain, skin, tmp_path / "balanced", steps=2, sampling="balanced"))
+    a, b = last_checkpoint(tmp_path / "auto"), last_checkpoint(tmp_path / "balanced")
+    assert all(torch.equal(a.tensors["model"][name], value) for name, value in b.tensors["model"].items())
+    cohort = Cohort.load(skin)
+    Cohort(cohort.schema, cohort.table.assign(age_group="old", skin_tone="unknown"), cohort.root).save(tmp_path / "one")
+    train(settings_for(plain, tmp_path / "one", tmp_path / "alone", steps=1, method="auto"))
+    assert "no attribute has two groups in the training split; auto is plain training" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match="--method auto: it has no option 'form'"):
+        TrainSettings.resolve(None, model="m", cohort="c", out="o", method="auto", form="robust")

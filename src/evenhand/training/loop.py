@@ -20,6 +20,7 @@ from evenhand.engine.losses import min_snr_weights, per_sample_loss, target_of
 from evenhand.training.data import Piece, TrainingData
 from evenhand.training.forks import Forks
 from evenhand.training.log import TrainingLog
+from evenhand.training.population import resolved
 from evenhand.training.run import check_folder, publish
 from evenhand.training.settings import TrainResult, TrainSettings
 from evenhand.training.state import TrainingState
@@ -34,6 +35,7 @@ def train(settings: TrainSettings) -> TrainResult:
         UserError: bad input, a folder in use, or too many steps in a row that are not finite.
     """
     accelerator = new_accelerator(settings.precision)
+    settings = resolved(settings)
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(claim(settings.out))

@@ -8,10 +8,25 @@ import numpy as np
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.groups import NOT_GROUPS, intersection
+from evenhand.core.groups import NOT_GROUPS, intersection, known
+from evenhand.core.progress import console
 from evenhand.engine.batching import tempered_odds
-from evenhand.training.settings import TrainSettings
+from evenhand.training.settings import AUTO, TrainSettings
 from evenhand.training.weighting import METHODS
+
+
+def resolved(settings: TrainSettings) -> TrainSettings:
+    """The same settings with ``auto`` as what it stands for: balanced sampling, or plain training where no attribute has two groups."""
+    if settings.method != AUTO:
+        return settings
+    balanced = settings.model_copy(update={"method": "uniform", "sampling": "balanced"})
+    offered = Cohort.load(settings.cohort)
+    train = offered.split("train")
+    names = settings.attributes if settings.attributes is not None else list(offered.schema.attributes)
+    if any(train.table.loc[known(train.table, [name]), name].nunique() > 1 for name in names if name in train.table):
+        return balanced
+    console.print(f"[yellow]warning[/]: {settings.cohort}: no attribute has two groups in the training split; auto is plain training")
+    return settings.model_copy(update={"method": "uniform"})
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,16 @@ from evenhand.training.weighting import METHODS
 RESUMABLE = ("model", "cohort", "out", "steps", "log_every", "checkpoint_every", "keep_checkpoints", "resume")
 
 
+AUTO = "auto"  # what the leaderboard found best: see docs/methods/fair-bayesian-perturbation.md
+
+
 class TrainSettings(Settings):
     """How a model is fine-tuned on a cohort."""
 
     model: str = Field(description="diffusers folder, run folder, or hub id")
     cohort: Path
     out: Path
-    method: str = "uniform"
+    method: str = Field("uniform", description="a key of METHODS, or auto: balanced sampling where there are groups")
     form: str | None = Field(None, description="bayesian_perturbation: robust or reference")
     window: int | None = Field(None, description="reference form: steps between proposals")
     exploitation: float | None = Field(None, description="perturbation: what is kept of sigma from step to step")
@@ -58,14 +61,14 @@ class TrainSettings(Settings):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f"unknown method; {did_you_mean(value, METHODS)}")
+        if value not in (AUTO, *METHODS):
+            raise ValueError(f"unknown method; {did_you_mean(value, [AUTO, *METHODS])}")
         return value
 
     @model_validator(mode="after")
     def _known_options(self) -> Self:
         try:
-            METHODS[self.method].check_options(self.all_options)
+            METHODS["uniform" if self.method == AUTO else self.method].check_options(self.all_options)
         except ValidationError as error:
             fault = error.errors()[0]
             raise ValueError(f"--method {self.method}: {fault['loc'][0]}: {fault['msg']} (got {fault['input']!r})") from None

@@ -23,7 +23,6 @@ from evenhand.training.weighting.gaussian_process import propose_by_contrasts
 from evenhand.training.weighting.joint import CAP, GroupCodes
 from evenhand.training.weighting.method import Arm, Fork, ForkPlan, WeightingMethod
 
-
 FAR = 1e6  # error of a contrast that tells nothing; JSON knows no infinity
 
 
