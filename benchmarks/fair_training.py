@@ -165,6 +165,7 @@ def _real_images(name: str, world: World, path: Path) -> None:
     outside = whole.table["subject_id"].isin(held).to_numpy()
     splits = np.where(outside, "test", np.where(whole.table["split"] == "val", "val", "train"))
     parted = Cohort(whole.schema, whole.table.assign(split=splits), whole.root)
+    parted.save(path / "whole")
     _with_joint(parted.subset(~outside)).save(path / "judged")
     kept = ~outside & (_skewed(parted, world.attribute) if name == "nih-cxr" else True)
     parted.subset(kept).save(path / "train")
