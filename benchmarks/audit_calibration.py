@@ -29,6 +29,7 @@ from evenhand.audit.decisions import holm, paired_bootstrap
 from evenhand.audit.fidelity import kernel_distance
 from evenhand.audit.gaps import quality_gap
 from evenhand.audit.memorization import score_copies
+from evenhand.audit.paired import paired_auc, paired_rates
 from evenhand.audit.representation import estimate_mix, mix_gap
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import write_phantoms
@@ -294,6 +295,35 @@ def _paired_p(before: np.ndarray, after: np.ndarray, label: np.ndarray, draws: i
     return paired_bootstrap("auc", *sides, n_boot=draws, seed=seed).p_value
 
 
+def spreads(repeats: int) -> Rates:
+    """How often intervals hold the true gap, ES-AUC, DPD and EOD of ``evenhand semantic``: of either classifier, and of their difference.
+
+    Three groups; the real-trained classifier serves them alike, the generated-trained one too, or one group worse. Truth is the figure of
+    a sample large enough.
+    """
+    found: Rates = {}
+    for size, apart in itertools.product((60, 300), (0.0, 0.6)):
+        truth = _spread_figures(generator(0, "spreads", "truth"), 60_000, apart, 1)
+        held: dict[str, list[bool]] = {}
+        for repeat in range(repeats):
+            figures = _spread_figures(generator(repeat, "spreads", f"{size}", f"{apart}"), size, apart, 300)
+            for name, figure in figures.items():
+                for side in ("real_trained", "synthetic_trained", "difference"):
+                    estimate, true = getattr(figure, side), getattr(truth[name], side).value
+                    held.setdefault(f"{name}, {side}", []).append(bool(estimate.low <= true <= estimate.high))
+        found[f"{size} a group, one group {apart:g} worse"] = {name: float(np.mean(inside)) for name, inside in held.items()}
+    return found
+
+
+def _spread_figures(rng: np.random.Generator, size: int, apart: float, n_boot: int) -> dict[str, Any]:
+    groups, labels = np.repeat(list("abc"), size), rng.integers(2, size=3 * size)
+    before, after = (1.5 * labels + rng.normal(size=3 * size) for _ in range(2))
+    after -= apart * labels * (groups == "c")
+    auc = paired_auc(labels, before, after, groups, n_boot=n_boot)
+    rates = paired_rates(labels, (before > 0.75).astype(int), (after > 0.75).astype(int), groups, n_boot=n_boot)
+    return {"gap": auc.gap, "ES-AUC": auc.equity_scaled, "DPD": rates.parity, "EOD": rates.odds}
+
+
 SECTIONS: dict[str, Callable[[int], Rates]] = {
     "presence": presence,
     "groups": groups,
@@ -302,6 +332,7 @@ SECTIONS: dict[str, Callable[[int], Rates]] = {
     "gaps": gaps,
     "power": power,
     "pairs": pairs,
+    "spreads": spreads,
     "copies": copies,
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from training.runs import Crash, assert_equal, last_checkpoint, settings_for, stopped_after
+from training.runs import Crash, assert_equal, last_checkpoint, settings_for, stopped_after, train_until_killed
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError
@@ -176,33 +176,26 @@ def _stopped(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("method", "options", "killed_at"),
     [
-        ("inverse_frequency", {}),
-        ("group_dro", {"eta": 0.1}),
-        ("random_perturbation", {}),
-        ("bayesian_perturbation", {"form": "reference", "window": 2}),
+        ("inverse_frequency", {}, 4),
+        ("group_dro", {"eta": 0.1}, 4),
+        ("random_perturbation", {}, 4),
+        ("bayesian_perturbation", {"form": "reference", "window": 2}, 4),
+        ("bayesian_perturbation", QUICK, 8),  # in an arm of the second fork
     ],
 )
-def test_every_method_resumes_to_the_bit(method: str, options: dict[str, Any], plain: Path, skin: Path, tmp_path: Path) -> None:
-    runs = []
-    for name, disturb in (("whole", None), ("broken", 4)):
-        settings = settings_for(plain, skin, tmp_path / name, steps=6, checkpoint_every=3, method=method, method_options=options)
-        if disturb:
-            _crashed(settings, disturb)
-            settings = settings.model_copy(update={"resume": True})
-        train(settings)
-        runs.append(last_checkpoint(settings.out))
-    assert_equal(*runs)
-    assert runs[0].facts["method"] != {} or method == "inverse_frequency"
-
-
-def _crashed(settings: TrainSettings, at: int) -> None:
-    def crash() -> None:
-        raise Crash
-
-    with stopped_after(at, crash), pytest.raises(Crash):
-        train(settings)
+def test_every_method_resumes_to_the_bit_after_kill_9(
+    method: str, options: dict[str, Any], killed_at: int, plain: Path, skin: Path, tmp_path: Path
+) -> None:
+    changes = {"steps": 16 if options is QUICK else 6, "checkpoint_every": 3, "method": method, "method_options": options}
+    whole, broken = (settings_for(plain, skin, tmp_path / name, **changes) for name in ("whole", "broken"))
+    train(whole)
+    ended = processes.run(train_until_killed, broken.model_dump(), killed_at, str(tmp_path / "seen"), log=tmp_path / "log")
+    assert ended.code == -signal.SIGKILL
+    train(broken.model_copy(update={"resume": True}))
+    assert_equal(last_checkpoint(broken.out), last_checkpoint(whole.out))
+    assert last_checkpoint(whole.out).facts["method"] != {} or method == "inverse_frequency"
 
 
 def test_without_held_out_images_the_run_does_not_begin(plain: Path, skin: Path, tmp_path: Path) -> None:
