@@ -210,6 +210,8 @@ def _run(name: str, world: World, work: Path, method: str, seed: int) -> None:
     if not (run / "trained.json").exists():
         options = {"method_options": world.robust} if method == "bayesian_robust" else {}
         result = train(_training(world, model, path, run / "run", seed, world.steps, **METHODS[method], **options))
+        if result.interrupted:
+            raise SystemExit("interrupted and saved; the same command goes on")
         state = read_json(sorted((run / "run").glob("checkpoints/step-*/facts.json"))[-1])["method"]
         write_json(run / "trained.json", {"steps": result.steps, "lost_steps": result.lost_steps, "method_state": state})
         shutil.rmtree(run / "run" / "checkpoints")

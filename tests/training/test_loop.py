@@ -223,9 +223,9 @@ def test_options_of_a_method_are_checked(changes: dict, message: str) -> None:
     assert str(error.value) == message
 
 
-def test_auto_is_balanced_sampling_where_there_are_groups(plain: Path, skin: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_auto_is_square_root_balanced_sampling(plain: Path, skin: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(settings_for(plain, skin, tmp_path / "auto", steps=2, method="auto"))
-    train(settings_for(plain, skin, tmp_path / "balanced", steps=2, sampling="balanced"))
+    train(settings_for(plain, skin, tmp_path / "balanced", steps=2, sampling="balanced", tau=0.5))
     a, b = last_checkpoint(tmp_path / "auto"), last_checkpoint(tmp_path / "balanced")
     assert all(torch.equal(a.tensors["model"][name], value) for name, value in b.tensors["model"].items())
     cohort = Cohort.load(skin)

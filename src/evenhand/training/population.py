@@ -14,12 +14,17 @@ from evenhand.engine.batching import tempered_odds
 from evenhand.training.settings import AUTO, TrainSettings
 from evenhand.training.weighting import METHODS
 
+AUTO_TAU = 0.5
+
 
 def resolved(settings: TrainSettings) -> TrainSettings:
-    """The same settings with ``auto`` as what it stands for: balanced sampling, or plain training where no attribute has two groups."""
+    """The same settings with ``auto`` as what it stands for: sampling balanced by square root, or plain where no attribute has two groups.
+
+    Of all methods it serves the rarer groups best at the least cost to the largest one: docs/methods/fair-bayesian-perturbation.md.
+    """
     if settings.method != AUTO:
         return settings
-    balanced = settings.model_copy(update={"method": "uniform", "sampling": "balanced"})
+    balanced = settings.model_copy(update={"method": "uniform", "sampling": "balanced", "tau": AUTO_TAU})
     offered = Cohort.load(settings.cohort)
     train = offered.split("train")
     names = settings.attributes if settings.attributes is not None else list(offered.schema.attributes)

@@ -26,7 +26,7 @@ class TrainSettings(Settings):
     model: str = Field(description="diffusers folder, run folder, or hub id")
     cohort: Path
     out: Path
-    method: str = Field("uniform", description="a key of METHODS, or auto: balanced sampling where there are groups")
+    method: str = Field("uniform", description="a key of METHODS, or auto: sampling balanced by square root")
     form: str | None = Field(None, description="bayesian_perturbation: robust or reference")
     window: int | None = Field(None, description="reference form: steps between proposals")
     exploitation: float | None = Field(None, description="perturbation: what is kept of sigma from step to step")
