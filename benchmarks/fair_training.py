@@ -13,6 +13,7 @@ or seeds, and run side by side with other seeds; every call writes the table of 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -107,8 +108,12 @@ def main() -> None:
     name = f"fair_training_{options.world.replace('-', '_')}"
     table = _table(found)
     write_text(RESULTS / f"{name}.md", table)
-    floor = _measured(options.world, world, work / "world", Cohort.load(work / "world" / "again")) if options.world in MODALITIES else None
-    payload = {"world": asdict(world), "equal_laws": floor, "runs": found, "against_uniform": _against_uniform(found)}
+    payload = {
+        "world": asdict(world),
+        "equal_laws": _floor(options.world, world, work / "world"),
+        "runs": found,
+        "against_uniform": _against_uniform(found),
+    }
     write_result(name, payload, seeds=seeds)
     print(table)
 
@@ -123,7 +128,7 @@ def _same_world(name: str, world: World, note: Path) -> None:
 
 def _prepare(name: str, world: World, path: Path) -> None:
     """Training and evaluation cohorts, judge, initial model."""
-    if not (path / "eval" / SCHEMA_FILE).exists():
+    if not all((path / part / SCHEMA_FILE).exists() for part in ("train", "judged", "eval")):
         (_fundus if name == "fundus" else _real_images)(name, world, path)
     for target, folder, epochs in ((world.target, "judge", world.judge_epochs), (JOINT, "encoder", 2 * world.judge_epochs)):
         if not (path / folder).exists():
@@ -145,13 +150,21 @@ def _with_joint(cohort: Cohort, invisible: Sequence[str] = ()) -> Cohort:
 
 def _fundus(name: str, world: World, path: Path) -> None:
     """Phantoms: 77/15/8 by race, the rare group with twice the nuisance variance; the same law in equal parts for evaluation."""
-    harder = "race=asian:2"
+    harder, equal = "race=asian:2", "race=white:0.334,black:0.333,asian:0.333"
     write_phantoms("fundus", path / "train", n=4000, mix="race=white:0.77,black:0.15,asian:0.08", harder=harder, seed=0)
-    equal = "race=white:0.334,black:0.333,asian:0.333"
     drawn = write_phantoms("fundus", path / "judged-drawn", n=3000, mix=equal, harder=harder, seed=1)
     _with_joint(drawn, invisible=["sex"]).save(path / "judged")
-    for seed, part in ((2, "eval"), (3, "again")):  # the second is the same law once more: how far apart equal laws are
-        write_phantoms("fundus", path / part, n=3 * world.generated, mix=equal, harder=harder, seed=seed)
+    write_phantoms("fundus", path / "eval", n=3 * world.generated, mix=equal, harder=harder, seed=2)
+
+
+def _floor(name: str, world: World, path: Path) -> dict[str, Any] | None:
+    """How far apart two draws of one law are by the same figures; of phantoms alone, real images are too few to part once more."""
+    if name not in MODALITIES:
+        return None
+    if not (path / "again" / SCHEMA_FILE).exists():
+        equal = "race=white:0.334,black:0.333,asian:0.333"
+        write_phantoms(name, path / "again", n=3 * world.generated, mix=equal, harder="race=asian:2", seed=3)
+    return _measured(name, world, path, Cohort.load(path / "again"))
 
 
 def _real_images(name: str, world: World, path: Path) -> None:
@@ -222,7 +235,17 @@ def _run(name: str, world: World, work: Path, method: str, seed: int) -> None:
         )
     )  # fmt: skip
     found.parent.mkdir(parents=True, exist_ok=True)
-    write_json(found, {**_measured(name, world, path, made), **read_json(run / "trained.json")})
+    write_json(found, {**_measured(name, world, path, made), **read_json(run / "trained.json"), **_history(run / "run")})
+
+
+def _history(run: Path) -> dict[str, Any]:
+    """On which commit a run was trained, which may be another than that of the call; and rates that its method reported."""
+    made = read_json(run / "model" / "evenhand.json")
+    reports = [json.loads(line)["method"] for line in (run / "log.jsonl").read_text().splitlines()]
+    rates = {
+        key: [report[key] for report in reports if report.get(key) is not None] for key in ("negative_weights", "batches_without_a_group")
+    }
+    return {"trained": {key: made[key] for key in ("git", "made_at")}, **{key: float(np.mean(part)) for key, part in rates.items() if part}}
 
 
 def _measured(name: str, world: World, path: Path, made: Cohort) -> dict[str, Any]:

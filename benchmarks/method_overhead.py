@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from common import write_result
+from fair_training import METHODS
 
 from evenhand.cohorts.cohort import SCHEMA_FILE
 from evenhand.cohorts.phantoms.cohort import write_phantoms
@@ -28,15 +29,6 @@ from evenhand.training.loop import training_step
 from evenhand.training.settings import TrainSettings
 from evenhand.training.state import TrainingState
 
-METHODS: dict[str, dict[str, Any]] = {
-    "uniform": {},
-    "balanced": {"sampling": "balanced"},
-    "inverse_frequency": {"method": "inverse_frequency"},
-    "group_dro": {"method": "group_dro"},
-    "random_perturbation": {"method": "random_perturbation"},
-    "bayesian_reference": {"method": "bayesian_perturbation", "form": "reference"},
-    "bayesian_robust": {"method": "bayesian_perturbation", "form": "robust"},
-}
 WINDOW = 30  # steps: one proposal of the reference form
 
 

@@ -136,12 +136,13 @@ def test_the_probe_is_balanced_and_matched(plain: Path, skin: Path, tmp_path: Pa
 
     settings, device = forking(plain, skin, tmp_path / "run"), accelerator("no")
     probe = Probe.prepare(settings, TrainingState.create(settings, device), 8, device)
-    places = np.concatenate(probe.places)
-    noise, times = (torch.cat([getattr(piece, name) for piece in probe.pieces])[np.argsort(places)] for name in ("noise", "timesteps"))
+    places = np.concatenate([where for where, _ in probe.pieces])
+    pieces, order = [piece for _, piece in probe.pieces], np.argsort(places)
+    noise, times = (torch.cat([getattr(piece, name) for piece in pieces])[order] for name in ("noise", "timesteps"))
     assert probe.names == ["young", "old"] and len(places) == 16
     assert torch.equal(noise[:8], noise[8:]) and torch.equal(times[:8], times[8:])
     held_out = Cohort.load(skin).split("val").table["age_group"].to_numpy()
-    rows = np.concatenate([piece.rows for piece in probe.pieces])[np.argsort(places)]
+    rows = np.concatenate([piece.rows for piece in pieces])[order]
     assert held_out[rows].tolist() == ["young"] * 8 + ["old"] * 8
     found = probe.losses(lambda piece: piece.timesteps.float(), device)
     assert found["old"].tolist() == times[8:].tolist()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
-from pydantic import ValidationError
 
 from evenhand.audit.paired import Paired
-from evenhand.audit.result import Cell, CohortFacts, Part
-from evenhand.core.artifacts import read_json, write_json
-from evenhand.core.errors import UserError
+from evenhand.audit.result import Cell, CohortFacts, Document, Part
 
 FORMAT = 1
 SIDES = ("real_trained", "synthetic_trained", "difference")
@@ -85,12 +81,13 @@ class ClassifierFacts(Part):
     values: list[str]
 
 
-class SemanticResult(Part):
+class SemanticResult(Document):
     """Everything one ``evenhand semantic`` found, and everything needed to make it again.
 
     ``refused`` says which labels have no tables and why, ``notes`` what limits the comparison, ``warnings`` how to read ES-AUC.
     """
 
+    what: ClassVar[tuple[str, str]] = ("a semantic correlation", "evenhand semantic")
     kind: Literal["semantic correlation"] = "semantic correlation"
     format: int = FORMAT
     real: CohortFacts
@@ -123,22 +120,3 @@ class SemanticResult(Part):
         numbers = [f"{side}{end}" for side in SIDES for end in ("", "_low", "_high")]
         columns = ["label", "value", "arch", "attribute", "measure", "group", "n", *numbers, "reason"]
         return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
-
-    def save(self, path: Path) -> None:
-        """Write the JSON atomically."""
-        write_json(path, self.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read the JSON.
-
-        Raises:
-            UserError: no such file, not JSON, or no semantic correlation of this format.
-        """
-        values = read_json(Path(path))
-        try:
-            if not isinstance(values, dict) or values.get("format") != FORMAT:
-                raise TypeError
-            return cls(**values)
-        except (ValidationError, TypeError):
-            raise UserError(f"{path}: not a semantic correlation of format {FORMAT}; make it anew with 'evenhand semantic'") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -288,9 +288,37 @@ class EncoderFacts(Part):
     features_synthetic: int
 
 
-class AuditResult(Part):
+class Document(Part):
+    """A result that is written as JSON and read back; ``what`` it is, and the command that makes it."""
+
+    what: ClassVar[tuple[str, str]]
+    format: int
+
+    def save(self, path: Path) -> None:
+        """Write the JSON atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read the JSON.
+
+        Raises:
+            UserError: no such file, not JSON, or not such a result of this format.
+        """
+        values, (name, command), current = read_json(Path(path)), cls.what, cls.model_fields["format"].default
+        if not isinstance(values, dict) or values.get("format") != current:
+            raise UserError(f"{path}: not {name} of format {current}; make it anew with '{command}'")
+        try:
+            return cls(**values)
+        except (ValidationError, TypeError) as error:
+            fault = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            raise UserError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}; make it anew with '{command}'") from None
+
+
+class AuditResult(Document):
     """Everything one audit found, and everything needed to make it again."""
 
+    what: ClassVar[tuple[str, str]] = ("an audit", "evenhand audit")
     format: int = FORMAT
     real: CohortFacts
     synthetic: CohortFacts
@@ -310,26 +338,6 @@ class AuditResult(Part):
     rules: list[RuleOutcome] = []
     findings: list[Finding]
     provenance: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Write audit.json atomically."""
-        write_json(path, self.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read audit.json.
-
-        Raises:
-            UserError: no such file, not JSON, or not an audit of this format.
-        """
-        values = read_json(Path(path))
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise UserError(f"{path}: not an audit of format {FORMAT}; make it anew with 'evenhand audit'")
-        try:
-            return cls(**values)
-        except (ValidationError, TypeError) as error:
-            fault = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-            raise UserError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}; make it anew with 'evenhand audit'") from None
 
 
 def number(value: float) -> float | None:

@@ -55,16 +55,24 @@ class Batches:
         return generator(self.seed, "batch", step).choice(self.n, size=self.batch_size, p=weights / weights.sum())
 
 
-def tempered_odds(groups: np.ndarray, tau: float, cap: float = 20.0) -> dict[str, float]:
-    """Odds (1/pi_g)^tau for every joint group, at most ``cap`` times those of the largest group.
+CAP = 20.0  # a group of one must not fill batches, nor steer the gradient alone
 
-    tau = 0 is natural sampling, tau = 1 gives every group the same share; the cap keeps a group of one from filling batches.
+
+def group_odds(counts: np.ndarray, tau: np.ndarray | float) -> np.ndarray:
+    """Sampling odds (1/pi_g)^tau_g of groups with these counts, (G,); those of the largest are 1, none are above ``CAP``."""
+    return np.minimum((counts.max() / counts) ** tau, CAP)
+
+
+def tempered_odds(groups: np.ndarray, tau: float) -> dict[str, float]:
+    """``group_odds`` by the name of every joint group: tau = 0 is natural sampling, tau = 1 gives every group the same share.
+
     Samples of unknown group keep the odds of the largest group: there is no group to make up for.
     """
     names, counts = np.unique(groups.astype(str), return_counts=True)
     real = ~np.isin(names, NOT_GROUPS)
-    largest = counts[real].max() if real.any() else 1
-    odds = np.where(real, np.minimum((largest / counts) ** tau, cap), 1.0)
+    odds = np.ones(len(names))
+    if real.any():
+        odds[real] = group_odds(counts[real], tau)
     return dict(zip(names.tolist(), odds.tolist(), strict=True))
 
 

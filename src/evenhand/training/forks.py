@@ -39,8 +39,7 @@ class Probe:
 
     names: list[str]
     size: int
-    pieces: list[Piece]  # of this rank, as many as of every other
-    places: list[np.ndarray]  # where a piece's losses belong; nowhere for those that only keep ranks in step
+    pieces: list[tuple[np.ndarray, Piece]]  # of this rank: where the losses belong, nowhere for one that only keeps ranks in step
     images: dict[str, np.ndarray]  # joint group -> (size,) which image
 
     @classmethod
@@ -62,36 +61,40 @@ class Probe:
         cache = latent_cache(state.pipeline, cohort, accelerator, state.model_sha256)
         timesteps = (np.arange(size) + 0.5) * state.schedule.config.num_train_timesteps / size
         noise = torch.stack([torch.randn(cache.mean.shape[1:], generator=torch_generator(settings.seed, "probe", i)) for i in range(size)])
-        pieces, batches = [], rank_batches(len(rows), settings.batch_size, accelerator.process_index, accelerator.num_processes)
-        every = -(-len(rows) // settings.batch_size)
-        padded = [*batches, *[np.arange(0)] * (-(-every // accelerator.num_processes) - len(batches))]  # a sharded model wants all ranks
-        for places in (batch if len(batch) else np.arange(min(settings.batch_size, len(rows))) for batch in padded):
-            within = places % size
-            pieces.append(
-                Piece(
-                    rows=rows[places],
-                    latents=cache.latents(rows[places])[0].to(accelerator.device),
-                    noise=noise[within].to(accelerator.device),
-                    timesteps=torch.from_numpy(timesteps[within].astype(np.int64)).to(accelerator.device),
-                    text=cache.embeddings(rows[places]).to(accelerator.device),
-                    groups={},
-                    generator=torch_generator(settings.seed, "probe"),
-                )
+
+        def piece(places: np.ndarray) -> Piece:
+            return Piece(
+                rows=rows[places],
+                latents=cache.latents(rows[places])[0].to(accelerator.device),
+                noise=noise[places % size].to(accelerator.device),
+                timesteps=torch.from_numpy(timesteps[places % size].astype(np.int64)).to(accelerator.device),
+                text=cache.embeddings(rows[places]).to(accelerator.device),
+                groups={},
+                generator=torch_generator(settings.seed, "probe"),
             )
+
         images = {name: rows[place * size : (place + 1) * size] for place, name in enumerate(names)}
-        return cls(names, size, pieces, padded, images)
+        shares = _shares(len(rows), settings.batch_size, accelerator)
+        return cls(names, size, [(places, piece(places if len(places) else np.arange(1))) for places in shares], images)
 
     @torch.no_grad()
     def losses(self, measure: Losses, accelerator: Accelerator) -> dict[str, np.ndarray]:
         """Losses by joint group, (size,) float64, the same on every rank."""
         found = torch.zeros(len(self.names) * self.size, dtype=torch.float64, device=accelerator.device)
-        for piece, places in zip(self.pieces, self.places, strict=True):
+        for places, piece in self.pieces:
             losses = measure(piece).double()
             if len(places):
                 found[places] = losses
         if accelerator.num_processes > 1:
             found = accelerator.reduce(found, "sum")
         return dict(zip(self.names, found.cpu().numpy().reshape(len(self.names), self.size), strict=True))
+
+
+def _shares(n: int, batch_size: int, accelerator: Accelerator) -> list[np.ndarray]:
+    """This rank's batches of range(n), as many as every other's: a sharded model computes on all ranks or on none."""
+    every = -(-n // batch_size)
+    mine = rank_batches(n, batch_size, accelerator.process_index, accelerator.num_processes)
+    return [*mine, *[np.arange(0)] * (-(-every // accelerator.num_processes) - len(mine))]
 
 
 def _tiled(rows: np.ndarray, size: int, seed: int, name: str) -> np.ndarray:

@@ -73,7 +73,9 @@ def _run(
                 if accelerator.is_main_process:
                     save_checkpoint(settings.out / "checkpoints", checkpoint, settings.keep_checkpoints)
             if stopping and not ended:
-                return TrainResult(settings.out, None, state.step, state.skipped, log.last_loss, 0.0, True, state.lost)
+                return TrainResult(
+                    settings.out, None, state.step, state.skipped, log.last_loss, 0.0, interrupted=True, lost_steps=state.lost
+                )
     rate = (state.computed - first) * settings.batch_size / max(time.perf_counter() - started, 1e-9)
     model = publish(settings, state, data, accelerator)
     return TrainResult(settings.out, model, state.step, state.skipped, log.last_loss, rate, lost_steps=state.lost)

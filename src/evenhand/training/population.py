@@ -8,7 +8,7 @@ import numpy as np
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.groups import NOT_GROUPS, intersection, known
+from evenhand.core.groups import NOT_GROUPS, intersection
 from evenhand.core.progress import console
 from evenhand.engine.batching import tempered_odds
 from evenhand.training.settings import AUTO, TrainSettings
@@ -24,12 +24,9 @@ def resolved(settings: TrainSettings) -> TrainSettings:
     """
     if settings.method != AUTO:
         return settings
-    balanced = settings.model_copy(update={"method": "uniform", "sampling": "balanced", "tau": AUTO_TAU})
-    offered = Cohort.load(settings.cohort)
-    train = offered.split("train")
-    names = settings.attributes if settings.attributes is not None else list(offered.schema.attributes)
-    if any(train.table.loc[known(train.table, [name]), name].nunique() > 1 for name in names if name in train.table):
-        return balanced
+    present = _present(settings, Cohort.load(settings.cohort).split("train"))
+    if any(len(groups) > 1 for groups in present.values()):
+        return settings.model_copy(update={"method": "uniform", "sampling": "balanced", "tau": AUTO_TAU})
     console.print(f"[yellow]warning[/]: {settings.cohort}: no attribute has two groups in the training split; auto is plain training")
     return settings.model_copy(update={"method": "uniform"})
 
@@ -64,16 +61,21 @@ class Population:
         return cls(groups, joint, dict(zip(names.tolist(), counts.tolist(), strict=True)), odds)
 
 
-def _attributes(settings: TrainSettings, train: Cohort) -> dict[str, list[str]]:
-    """Those asked for, or all; a method that compares groups sees only groups in the training split, of attributes with two of them."""
+def _present(settings: TrainSettings, train: Cohort) -> dict[str, list[str]]:
+    """The groups in the training split of every attribute asked for, or of all."""
     offered = train.schema.attributes
     for name in settings.attributes or []:
         if name not in offered:
             raise UserError(f"--attributes: {settings.cohort} has no attribute {name!r}; {did_you_mean(name, offered)}")
-    chosen = {name: list(offered[name]) for name in (settings.attributes if settings.attributes is not None else offered)}
+    names = settings.attributes if settings.attributes is not None else list(offered)
+    return {name: [group for group in offered[name] if (train.table[name] == group).any()] for name in names}
+
+
+def _attributes(settings: TrainSettings, train: Cohort) -> dict[str, list[str]]:
+    """Attributes with all their groups; for what compares groups those in the training split alone, of attributes with two of them."""
+    present = _present(settings, train)
     if not _needs_groups(settings):
-        return chosen
-    present = {name: [group for group in groups if (train.table[name] == group).any()] for name, groups in chosen.items()}
+        return {name: list(train.schema.attributes[name]) for name in present}
     single = [name for name, groups in present.items() if len(groups) < 2]
     what = settings.method if METHODS[settings.method].needs_groups else "balanced sampling"
     if settings.attributes is not None and single:
@@ -81,7 +83,7 @@ def _attributes(settings: TrainSettings, train: Cohort) -> dict[str, list[str]]:
         raise UserError(
             f"--attributes: {single[0]!r} has fewer than two groups in the training split of {settings.cohort} ({there}); {what} needs two"
         )
-    if len(single) == len(chosen):
+    if len(single) == len(present):
         raise UserError(f"{settings.cohort}: no attribute has two groups in the training split; {what} needs one that does")
     return {name: groups for name, groups in present.items() if name not in single}
 

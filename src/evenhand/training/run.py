@@ -16,6 +16,7 @@ from evenhand.training.data import TrainingData
 from evenhand.training.plots import plot_method
 from evenhand.training.settings import RESUMABLE, TrainSettings
 from evenhand.training.state import TrainingState, trainable_pipeline
+from evenhand.training.weighting import METHODS
 
 
 def check_folder(settings: TrainSettings) -> None:
@@ -38,7 +39,7 @@ def _same_run(settings: TrainSettings, config: Path) -> None:
         raise UserError(f"{settings.out}: holds a run{at} already; go on with --resume, or choose another --out")
     before, now = yaml.safe_load(config.read_text()), settings.model_dump(mode="json")
     for key, value in now.items():
-        schedule_bound = key == "steps" and (settings.schedule == "cosine" or settings.method == "bayesian_perturbation")
+        schedule_bound = key == "steps" and (settings.schedule == "cosine" or METHODS[settings.method].paced)
         if (key not in RESUMABLE or schedule_bound) and before.get(key) != value:
             raise UserError(
                 f"{config}: --resume with {key} = {value!r}, but the run began with {before.get(key)!r}; keep it, or choose another --out"

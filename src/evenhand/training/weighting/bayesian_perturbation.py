@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,27 +69,24 @@ class ReferencePerturbation(Perturbation):
         self._failed = state["failed"]
 
 
-class BayesianPerturbation(WeightingMethod):
-    """``form="robust"`` (the default) makes a ``ForkContrast``, ``form="reference"`` a ``ReferencePerturbation``."""
-
-    FORMS: ClassVar[dict[str, type[WeightingMethod]]] = {"robust": ForkContrast, "reference": ReferencePerturbation}
+class BayesianPerturbation(ForkContrast):
+    """The robust form, ``ForkContrast``; with ``form="reference"`` a ``ReferencePerturbation`` is made in its place."""
 
     def __new__(cls, *args: Any, form: str = "robust", **given: Any) -> Any:
-        """An object of the form's own class."""
+        """An object of the form asked for."""
         return cls._form(form)(*args, **given)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> Settings:
-        """The form's options."""
+        """The options of the form asked for."""
         rest = dict(options)
         return cls._form(rest.pop("form", "robust")).check_options(rest)
 
-    @classmethod
-    def _form(cls, form: str) -> type[WeightingMethod]:
-        if form not in cls.FORMS:
-            raise ValueError(f"it has no form {form!r}; {did_you_mean(form, cls.FORMS)}")
-        return cls.FORMS[form]
+    @staticmethod
+    def _form(form: str) -> type[WeightingMethod]:
+        if form not in FORMS:
+            raise ValueError(f"it has no form {form!r}; {did_you_mean(form, FORMS)}")
+        return FORMS[form]
 
-    def weights(self, groups: GroupCodes, step: int, generator: torch.Generator) -> torch.Tensor:
-        """Never called: objects are of a form's class."""
-        raise NotImplementedError
+
+FORMS: dict[str, type[WeightingMethod]] = {"robust": ForkContrast, "reference": ReferencePerturbation}

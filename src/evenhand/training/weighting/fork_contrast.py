@@ -19,8 +19,9 @@ from scipy.stats import t as student
 
 from evenhand.core.config import Settings
 from evenhand.core.randomness import derive_seed
+from evenhand.engine.batching import group_odds
 from evenhand.training.weighting.gaussian_process import propose_by_contrasts
-from evenhand.training.weighting.joint import CAP, GroupCodes
+from evenhand.training.weighting.joint import GroupCodes
 from evenhand.training.weighting.method import Arm, Fork, ForkPlan, WeightingMethod
 
 FAR = 1e6  # error of a contrast that tells nothing; JSON knows no infinity
@@ -57,6 +58,7 @@ class ForkContrast(WeightingMethod):
     """Sampling odds by group that are moved away from balanced ones only on evidence."""
 
     Options = ForkContrastOptions
+    paced = True
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
@@ -83,7 +85,7 @@ class ForkContrast(WeightingMethod):
     def odds_at(self, sigma: np.ndarray) -> dict[str, float]:
         """(n_max / n_g)^sigma_g, at most ``CAP``."""
         counts = np.array([self.counts[name] for name in self.present], dtype=float)
-        odds = np.minimum((counts.max() / counts) ** sigma, CAP)
+        odds = group_odds(counts, sigma)
         unknown = {name: 1.0 for name in self.counts if name not in self.present}
         return {**unknown, **dict(zip(self.present, odds.tolist(), strict=True))}
 

@@ -107,9 +107,12 @@ def _largest_bound(model: Any, beta: float, dims: int, fixed: dict[int, float]) 
 
 @contextmanager
 def _quiet(seed: int) -> Iterator[None]:
-    """Draws of botorch from a generator state of their own, without its advice on how data should be scaled."""
+    """botorch draws from the global generator and takes no other: lend it one of this seed, and give the global state back.
+
+    Its advice on how data should be scaled is left out.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed % 2**31)  # torch.manual_seed would seed GPUs too, for good
+            torch.default_generator.manual_seed(seed % 2**31)  # not torch.manual_seed, which seeds GPUs too
             yield

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from evenhand.engine.batching import CAP
+
 GroupCodes = Mapping[str, torch.Tensor]  # attribute -> (B,) int64 code of the group, -1 where it is unknown
-CAP = 20.0  # a group of one must not fill batches, nor steer the gradient alone
 
 
 class JointGroups:

@@ -57,6 +57,7 @@ class WeightingMethod(ABC):
 
     Options: ClassVar[type[Settings]] = NoOptions
     needs_groups: ClassVar[bool] = True
+    paced: ClassVar[bool] = False  # what it does depends on how many steps the run has
     fork_plan: ForkPlan | None = None  # set by methods that try settings
 
     def __init__(
