@@ -78,7 +78,10 @@ class World:
 
 
 # 600 steps leave room for two forks of 90: one measures the noise, one decides
-_REAL = {"robust": {"nulls": 1}, "steps": 600, "pretraining": 600, "guidance_scale": 2.0, "tiny": {"autoencoder_steps": 1500}}
+_REAL: dict[str, Any] = {
+    "robust": {"nulls": 1}, "steps": 600, "pretraining": 2400, "learning_rate": 7e-4, "timesteps": "logit-normal", "guidance_scale": 2.0,
+    "tiny": {"autoencoder_steps": 1500},
+}  # fmt: skip
 WORLDS = {
     "fundus": World("race", "glaucoma", steps=1500, tiny={"width": 16, "autoencoder_steps": 1500}),
     "ham10000": World("age_group", "malignancy", generated=100, **_REAL),
