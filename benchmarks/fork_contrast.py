@@ -2,9 +2,9 @@
 
     python benchmarks/fork_contrast.py
 
-A real effect is five standard deviations of a contrast from balanced to natural sampling, in the rare group's log-loss. Noise of the
-groups is independent, or shares half or nine tenths of its variance (what one draw of batches does to all groups alike), or is
-twice as large in the rare group.
+A real effect is five standard deviations of a contrast from balanced to natural sampling, all of it in the rare group's log-loss.
+Noise of the groups is independent, or shares half or nine tenths of its variance (what one draw of batches does to all groups
+alike), or is twice as large in the rare group.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from evenhand.training.weighting.method import Arm
 
 COUNTS = {"common": 770, "rare": 80, "some": 150}
 LEVEL = {"common": 0.1, "rare": 0.2, "some": 0.12}  # the rare group is the harder one
-SD = 0.01  # of a contrast: what training noise makes of the log-loss difference of two arms
-EFFECT = 5  # in SD
+SD = 0.01  # of what training noise makes of a group's log-loss difference of two arms
+EFFECT = 5  # in standard deviations of the groups' mean difference
 STEPS = 1500
 
 
 class SimulatedFork:
-    """Arms of a run in which ``effect(odds)`` is added to the rare group's log-loss.
+    """Arms of a run in which ``effect(odds)`` standard deviations of a contrast are added to the groups' mean log-loss.
 
     ``shared`` is the noise's part common to groups, ``rare_sd`` the rare group's noise in those of the others.
     """
 
     def __init__(self, seed: int, effect: Callable[[Mapping[str, float]], float], shared: float = 0.0, rare_sd: float = 1.0) -> None:
         self._rng, self._effect, self._shared, self._rare = np.random.default_rng(seed), effect, shared, rare_sd
+        self.sd = SD * float(np.sqrt(shared * (2 + rare_sd) ** 2 + (1 - shared) * (2 + rare_sd**2))) / len(LEVEL)
         self.arms = 0
 
     def __call__(self, odds: Mapping[str, float], steps: int, replica: int = 0) -> Arm:
@@ -45,7 +46,7 @@ class SimulatedFork:
         self.arms += 1
         common = self._rng.normal() * np.sqrt(self._shared)
         noise = {name: SD / np.sqrt(2) * (common + self._rng.normal() * np.sqrt(1 - self._shared)) for name in LEVEL}
-        noise["rare"] = self._rare * (noise["rare"] + self._effect(odds))
+        noise["rare"] = self._rare * noise["rare"] + len(LEVEL) * self.sd * self._effect(odds)
         places = np.linspace(0.5, 1.5, 64)
         return Arm(f"arm-{self.arms}", dict(odds), {name: level * np.exp(noise[name]) * places for name, level in LEVEL.items()})
 
@@ -57,7 +58,7 @@ def nothing(odds: Mapping[str, float]) -> float:
 
 def towards_natural(odds: Mapping[str, float]) -> float:
     """Natural sampling is better for the rare group, by the logarithm of its odds."""
-    return EFFECT * SD * (np.log(odds["rare"]) / np.log(COUNTS["common"] / COUNTS["rare"]) - 1)
+    return EFFECT * (np.log(odds["rare"]) / np.log(COUNTS["common"] / COUNTS["rare"]) - 1)
 
 
 def towards_balanced(odds: Mapping[str, float]) -> float:

@@ -206,7 +206,7 @@ def test_without_held_out_images_the_run_does_not_begin(plain: Path, skin: Path,
     with pytest.raises(UserError) as error:
         train(forking(plain, tmp_path / "cohort", tmp_path / "run"))
     assert str(error.value) == (
-        f"{tmp_path / 'cohort'}: no image of a known group has split=val; this method judges settings by such images"
+        f"{tmp_path / 'cohort'}: no group has two images with split=val; this method judges settings by such images"
     )
 
 

@@ -47,16 +47,16 @@ class Probe:
         """Draw it from the validation split; groups with few images there give them several times, with other noise.
 
         Raises:
-            UserError: no image of any joint group is held out.
+            UserError: of no joint group are two images held out.
         """
         cohort = Cohort.load(settings.cohort).split("val")
         groups = intersection(cohort.table, list(state.groups)).to_numpy() if len(cohort) else np.array([])
-        names = [name for name in state.method.joint.names if (groups == name).any()]
+        names = [name for name in state.method.joint.names if (groups == name).sum() > 1]
         if not names:
-            raise UserError(f"{settings.cohort}: no image of a known group has split=val; this method judges settings by such images")
+            raise UserError(f"{settings.cohort}: no group has two images with split=val; this method judges settings by such images")
         absent = sorted(set(state.method.joint.names) & set(state.method.counts) - set(names))
         if absent and accelerator.is_main_process:
-            console.print(f"[yellow]warning[/]: no validation image of {', '.join(absent)}; settings are judged without")
+            console.print(f"[yellow]warning[/]: fewer than two validation images of {', '.join(absent)}; settings are judged without")
         rows = np.concatenate([_tiled(np.flatnonzero(groups == name), size, settings.seed, name) for name in names])
         cache = latent_cache(state.pipeline, cohort, accelerator, state.model_sha256)
         timesteps = (np.arange(size) + 0.5) * state.schedule.config.num_train_timesteps / size

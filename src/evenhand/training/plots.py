@@ -55,4 +55,4 @@ def _contrasts(axes: Axes, looks: list[dict[str, Any]]) -> None:
         colour = "#5b6470" if noise else COLOURS[0]
         axes.errorbar(look["step"], look["gain"], yerr=whisker, fmt="x" if noise else "o", color=colour, capsize=3,
                       markerfacecolor=colour if look["moved"] else "white")  # fmt: skip
-    axes.set_ylabel("gain in the worst group's\nlog-loss (x: noise alone)")
+    axes.set_ylabel("gain in the groups' mean\nlog-loss (x: noise alone)")

@@ -62,55 +62,55 @@ def test_the_first_looks_measure_the_noise_and_go_on_as_the_run() -> None:
     assert asked[2:] == [(9.625, 90, 0), (9.625, 90, 2)]
 
 
-def judging(null: list[dict[str, float]]) -> ForkContrast:
+def judging(*null: float) -> ForkContrast:
     """A method about to decide, the noise of whose forks is written down."""
     method = fresh()
-    method.null = null
-    method.looks = [Look(60, [1.0] * 3, [1.0] * 3, 0.0, None, None, False, "rare")] * 3
+    method.looks = [Look(60, [1.0] * 3, [1.0] * 3, gain, None, None, False, dict.fromkeys(COUNTS, gain)) for gain in null]
     return method
 
 
 def test_the_decision_by_hand() -> None:
-    method = judging([{"common": 0.03, "rare": 0.0, "some": 0.0}, {"common": 0.0, "rare": 0.0, "some": -0.03}, dict.fromkeys(COUNTS, 0.0)])
+    method = judging(0.03, -0.03, 0.0)
     here = arm("here", common=[1.0, 3.0], rare=[2.0, 4.0], some=[1.0, 1.0])
     there = arm("there", common=[1.0, 3.0], rare=[1.0, 2.0], some=[0.5, 0.5])
     chosen = method.adapt(510, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here)
     look = method.looks[-1]
-    assert look.gain == pytest.approx(0.405465, rel=1e-5)  # log(3 / 2): the worst groups are rare with 3 and common with 2
-    # means of the forks .01, -.01, 0: 2/3 e-4. Variances within 3e-4, 3e-4, 0, their mean times 2/3: 4/3 e-4. The rare group's own
-    # is 0, as is the probe's: both its losses fell alike.
-    assert look.error == pytest.approx(0.0141421, rel=1e-5)  # sqrt(2e-4)
-    # freedom 4 / (4/9 / 3 + 16/9 / 6) = 9; three deciding looks: the upper 1/60 of Student's distribution
-    assert look.bound == pytest.approx(student.isf(0.05 / 3, 9))
-    assert chosen is there and look.moved and look.worst == "rare" and method.sigma.tolist() == [0.5] * 3
+    assert look.by_group == pytest.approx({"common": 0.0, "rare": 0.693147, "some": 0.693147}, rel=1e-5)
+    assert look.gain == pytest.approx(0.462098, rel=1e-5)  # two thirds of log 2
+    assert look.error == pytest.approx(0.0244949, rel=1e-5)  # sqrt(18e-4 / 3); the probe adds nothing: both losses fell alike
+    # three forks measured the noise, three decide: the upper 1/60 of Student's distribution
+    assert look.bound == pytest.approx(student.isf(0.05 / 3, 3))
+    assert chosen is there and look.moved and method.sigma.tolist() == [0.5] * 3
 
 
-def test_the_worst_groups_own_noise_counts_where_it_is_larger() -> None:
-    method = judging([{"common": 0.0, "rare": 0.06, "some": 0.0}] * 3)
-    here, there = (arm(name, common=[1.0], rare=[level] * 2, some=[1.0]) for name, level in (("here", 3.0), ("there", 2.7)))
-    chosen = method.adapt(510, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here)
-    look = method.looks[-1]
-    assert look.error == pytest.approx(0.06) and look.bound == pytest.approx(student.isf(0.05 / 3, 3))
-    assert chosen is here and not look.moved and method.sigma.tolist() == [1.0] * 3
+def test_what_one_group_loses_counts_against_what_another_wins() -> None:
+    method = judging(0.001, 0.001, 0.001)
+    here, there = (
+        arm(name, common=[common] * 2, rare=[rare] * 2, some=[1.0] * 2) for name, common, rare in (("here", 1.0, 3.0), ("there", 0.5, 6.0))
+    )
+    assert method.adapt(510, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here) is here
+    assert method.looks[-1].gain == pytest.approx(0.0, abs=1e-12) and not method.looks[-1].moved
 
 
 def test_the_probes_own_noise_counts_by_image() -> None:
     rng = np.random.default_rng(0)
-    here, there = ({name: rng.gamma(2, 1, 64) * (3 if name == "rare" else 1) for name in COUNTS} for _ in range(2))
+    here, there = ({"rare": rng.gamma(2, 1, 64), "common": np.ones(64)} for _ in range(2))
     ratio = there["rare"] / there["rare"].mean() - here["rare"] / here["rare"].mean()
     errors = {}
     for images in (64, 16, 1):
-        method = judging([dict.fromkeys(COUNTS, 0.0)] * 3)
+        method = judging(0.0, 0.0, 0.0)
         which = {"rare": np.arange(64) % images}
         method.adapt(510, 1500, lambda odds, steps, replica=0, w=which: Arm("a", {}, there if odds["rare"] == 1.0 else here, w))
         errors[images] = method.looks[-1].error
         assert not method.looks[-1].moved or images > 1
-    assert errors[64] == pytest.approx(np.sqrt(np.var(ratio, ddof=1) / 64))
-    assert errors[16] == pytest.approx(np.sqrt(np.var(ratio.reshape(4, 16).mean(axis=0), ddof=1) / 16)) and errors[1] == pytest.approx(1e6)
+    # the mean over two groups, one of which has no noise: half the error
+    assert errors[64] == pytest.approx(np.sqrt(np.var(ratio, ddof=1) / 64) / 2)
+    assert errors[16] == pytest.approx(np.sqrt(np.var(ratio.reshape(4, 16).mean(axis=0), ddof=1) / 16) / 2)
+    assert errors[1] == pytest.approx(5e5)
 
 
 def test_a_group_without_held_out_images_keeps_its_odds() -> None:
-    method, tried = judging([dict.fromkeys(("common", "some"), 0.01)] * 3), []
+    method, tried = judging(0.01, 0.01, 0.01), []
 
     def fork(odds: dict[str, float], steps: int, replica: int = 0) -> Arm:
         tried.append(odds)
@@ -123,8 +123,8 @@ def test_a_group_without_held_out_images_keeps_its_odds() -> None:
 
 
 def test_losses_that_are_not_finite_decide_nothing() -> None:
-    method = judging([{"common": 0.03, "rare": 0.0, "some": 0.0}] * 3)
-    here, there = (arm(name, common=[1.0], rare=[level] * 2, some=[1.0]) for name, level in (("here", 3.0), ("there", np.nan)))
+    method = judging(0.01, 0.01, 0.01)
+    here, there = (arm(name, common=[1.0] * 2, rare=[level] * 2, some=[1.0] * 2) for name, level in (("here", 3.0), ("there", np.nan)))
     assert method.adapt(510, 1500, lambda odds, steps, replica=0: there if odds["rare"] == 1.0 else here) is here
     assert method.looks[-1].gain is None and not method.looks[-1].moved
     json.dumps(method.state_dict(), allow_nan=False)

@@ -1,9 +1,12 @@
 """Bayesian optimisation of sampling odds by fork contrasts: the robust form of Fair Bayesian Perturbation.
 
 sigma in [0, 1]^G are exponents of sampling odds, one a joint group: odds (n_max / n_g)^sigma_g. 1 is balanced sampling, where a run
-starts, 0 natural sampling. From one checkpoint two arms train under two settings on the same noise; what they did to the worst
-group's loss on a fixed held-out probe is one contrast. A Gaussian process over contrasts proposes what to try next. Its noise is
+starts, 0 natural sampling. From one checkpoint two arms train under two settings on the same noise; what they did to the groups'
+losses on a fixed held-out probe is one contrast. A Gaussian process over contrasts proposes what to try next. Their noise is
 measured: the first forks hold sigma against itself with other draws.
+
+The objective is the mean of the groups' log-losses: every group counts alike, and by ratios, since a group's loss in itself tells how
+much there is to predict in its images before it tells how well the group is served.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class ForkContrastOptions(Settings):
 
 @dataclass(frozen=True)
 class Look:
-    """One fork: what was tried against what. ``gain`` and its ``error`` are in log-loss of the worst group, larger is better."""
+    """One fork: what was tried against what. ``gain`` and its ``error`` are in mean log-loss of the groups, larger is better."""
 
     step: int
     tried: list[float]
@@ -51,7 +54,7 @@ class Look:
     error: float | None  # None of a fork that measured the noise
     bound: float | None  # in errors
     moved: bool
-    worst: str  # the group whose loss is the worst under ``against``
+    by_group: dict[str, float] | None  # the gain in each group's log-loss
 
 
 class ForkContrast(WeightingMethod):
@@ -71,7 +74,6 @@ class ForkContrast(WeightingMethod):
             raise ValueError("form=robust chooses sampling odds itself; leave --sampling out")
         self.sigma = np.ones(len(self.present))
         self.looks: list[Look] = []
-        self.null: list[dict[str, float]] = []  # log-loss differences by group where there was nothing to differ
         self._told = 0
 
     def weights(self, groups: GroupCodes, step: int, generator: torch.Generator) -> torch.Tensor:
@@ -100,15 +102,15 @@ class ForkContrast(WeightingMethod):
         # of a group that the probe lacks nobody could say whether it is served: its odds stay
         tried = np.where([name in here.losses for name in self.present], self._proposal(), self.sigma)
         there = fork(self.odds_at(tried), steps)
-        gain = _gain(there, here)
-        if gain is None:
-            self.looks.append(Look(step, tried.tolist(), self.sigma.tolist(), None, None, None, False, _worst(here)))
+        gains = _gains(there, here)
+        if gains is None:
+            self.looks.append(Look(step, tried.tolist(), self.sigma.tolist(), None, None, None, False, None))
             return here
-        error, freedom = self._noise(there, here)
+        gain, (error, freedom) = _mean(gains), self._noise(there, here)
         deciding = len(self.schedule(total)) - self.options.nulls  # type: ignore[attr-defined]
         bound = float(student.isf(self.options.alpha / deciding, freedom))  # type: ignore[attr-defined]
         moved = gain > bound * error
-        self.looks.append(Look(step, tried.tolist(), self.sigma.tolist(), gain, error, bound, moved, _worst(here)))
+        self.looks.append(Look(step, tried.tolist(), self.sigma.tolist(), gain, error, bound, moved, gains))
         if moved:
             self.sigma = self.sigma + self.options.damping * (tried - self.sigma)  # type: ignore[attr-defined]
         return there if moved else here
@@ -117,10 +119,9 @@ class ForkContrast(WeightingMethod):
         """Hold the present setting against itself with other draws."""
         steps: int = self.options.arm_steps  # type: ignore[attr-defined]
         here, again = (fork(self.odds(step), steps, replica) for replica in (0, len(self.looks) + 1))
-        gain = _gain(again, here)
-        if gain is not None:
-            self.null.append(_log_ratios(again, here))
-        self.looks.append(Look(step, self.sigma.tolist(), self.sigma.tolist(), gain, None, None, False, _worst(here)))
+        gains = _gains(again, here)
+        gain = None if gains is None else _mean(gains)
+        self.looks.append(Look(step, self.sigma.tolist(), self.sigma.tolist(), gain, None, None, False, gains))
         return here
 
     def schedule(self, total: int) -> list[int]:
@@ -146,24 +147,12 @@ class ForkContrast(WeightingMethod):
     def _noise(self, there: Arm, here: Arm) -> tuple[float, float]:
         """Standard error of a contrast, and its degrees of freedom.
 
-        Training noise comes from the forks that held a setting against itself: variance between forks and between groups within them,
-        pooled with Satterthwaite's degrees of freedom, since what one draw does to all groups alike counts once; or that of the
-        worst group alone, where it is larger. The probe's own noise is that of paired losses of the worst group.
+        Training noise comes from the forks that held a setting against itself, the probe's own noise from paired losses.
         """
-        if not self.null:
+        null = [look.gain for look in self.looks if look.gain is not None and look.error is None]
+        if not null:
             return FAR, 1.0
-        names = sorted(self.null[0])
-        rows = np.array([[ratios[name] for name in names] for ratios in self.null])
-        forks, groups = rows.shape
-        between = float((rows.mean(axis=1) ** 2).mean())
-        within = float(rows.var(axis=1, ddof=1).mean()) * (groups - 1) / groups if groups > 1 else 0.0
-        training = between + within
-        parts = [(between, forks), (within, forks * (groups - 1))]
-        freedom = max(training**2 / max(sum(part**2 / n for part, n in parts if n), 1e-300), 1.0)
-        own = float((rows[:, names.index(_worst(here))] ** 2).mean())
-        if own > training:
-            training, freedom = own, float(forks)
-        return float(np.sqrt(training + _probe_variance(there, here))), freedom
+        return float(np.sqrt(np.mean(np.square(null)) + _probe_variance(there, here))), float(len(null))
 
     def report(self) -> dict[str, Any]:
         """sigma by group, and the looks since the last report."""
@@ -171,36 +160,37 @@ class ForkContrast(WeightingMethod):
         return {"sigma": dict(zip(self.present, self.sigma.tolist(), strict=True)), "looks": [asdict(look) for look in new]}
 
     def state_dict(self) -> dict[str, Any]:
-        """sigma, all looks, and the measured noise."""
-        return {"sigma": self.sigma.tolist(), "looks": [asdict(look) for look in self.looks], "null": self.null, "told": self._told}
+        """sigma, and all looks."""
+        return {"sigma": self.sigma.tolist(), "looks": [asdict(look) for look in self.looks], "told": self._told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take all back."""
-        self.sigma, self.looks = np.array(state["sigma"]), [Look(**look) for look in state["looks"]]
-        self.null, self._told = [dict(ratios) for ratios in state["null"]], state["told"]
+        self.sigma, self.looks, self._told = np.array(state["sigma"]), [Look(**look) for look in state["looks"]], state["told"]
 
 
-def _worst(arm: Arm) -> str:
-    return max(sorted(arm.losses), key=lambda name: float(arm.losses[name].mean()))
-
-
-def _gain(there: Arm, here: Arm) -> float | None:
-    """How much lower the worst group's log-loss is; None where it cannot be told."""
+def _gains(there: Arm, here: Arm) -> dict[str, float] | None:
+    """How much lower each group's log-loss is; None where it cannot be told."""
     if not all(np.isfinite(losses).all() for arm in (there, here) for losses in arm.losses.values()):
         return None
-    return float(np.log(here.losses[_worst(here)].mean()) - np.log(there.losses[_worst(there)].mean()))
+    return {name: float(np.log(here.losses[name].mean()) - np.log(there.losses[name].mean())) for name in sorted(here.losses)}
 
 
-def _log_ratios(there: Arm, here: Arm) -> dict[str, float]:
-    return {name: float(np.log(there.losses[name].mean()) - np.log(here.losses[name].mean())) for name in here.losses}
+def _mean(gains: Mapping[str, float]) -> float:
+    return float(np.mean(list(gains.values())))
 
 
 def _probe_variance(there: Arm, here: Arm) -> float:
-    """Of the worst group's difference in log-loss, by its paired losses (first order); one image's losses count once."""
-    name = _worst(here)
-    before, after = here.losses[name], there.losses[name]
+    """Of the mean difference in log-loss, by paired losses (first order)."""
+    return (
+        sum(_paired_variance(here.losses[name], there.losses[name], here.images.get(name)) for name in here.losses) / len(here.losses) ** 2
+    )
+
+
+def _paired_variance(before: np.ndarray, after: np.ndarray, images: np.ndarray | None) -> float:
+    """Of one group's difference; one image's losses count once."""
     apart = after / after.mean() - before / before.mean()
-    images = here.images.get(name, np.arange(len(before)))
-    sums = np.bincount(np.unique(images, return_inverse=True)[1], weights=apart - apart.mean())
+    sums = np.bincount(
+        np.unique(np.arange(len(before)) if images is None else images, return_inverse=True)[1], weights=apart - apart.mean()
+    )
     n = len(sums)
     return float((sums**2).sum() / len(before) ** 2 * n / max(n - 1, 1)) if n > 1 else FAR**2
