@@ -65,7 +65,8 @@ class World:
     attribute: str
     target: str  # the condition that a judge reads
     steps: int
-    pretraining: int = 0  # uniform steps of a model that every run then fine-tunes
+    pretraining: int  # uniform steps of the model that every run then fine-tunes
+    pretrained_on: str = "train"  # the cohort of those steps
     batch_size: int = 32
     learning_rate: float = 1e-3
     timesteps: str = "uniform"
@@ -83,7 +84,10 @@ _REAL: dict[str, Any] = {
     "tiny": {"autoencoder_steps": 1500},
 }  # fmt: skip
 WORLDS = {
-    "fundus": World("race", "glaucoma", steps=1500, tiny={"width": 16, "autoencoder_steps": 1500}),
+    # as a public model is: it knows the largest group alone
+    "fundus": World(
+        "race", "glaucoma", steps=1500, pretraining=4500, pretrained_on="common", tiny={"width": 16, "autoencoder_steps": 1500}
+    ),
     "ham10000": World("age_group", "malignancy", generated=100, **_REAL),
     "nih-cxr": World("sex", "view", generated=60, judge_epochs=30, **_REAL),
 }
@@ -138,8 +142,9 @@ def _prepare(name: str, world: World, path: Path) -> None:
             train_classifier(ClassifierSettings(cohort=path / "judged", target=target, out=path / folder, epochs=epochs))
     if not (path / "initial").exists():
         init_tiny_latent(TinySettings(cohort=path / "train", out=path / "initial", **world.tiny))
-    if world.pretraining and not (path / "pretrained" / "model").exists():
-        train(_training(world, path / "initial", path, path / "pretrained", seed=1000, steps=world.pretraining))
+    if not (path / "pretrained" / "model").exists():
+        changes = {"cohort": path / world.pretrained_on, "attributes": None}
+        train(_training(world, path / "initial", path, path / "pretrained", seed=1000, steps=world.pretraining).model_copy(update=changes))
 
 
 def _with_joint(cohort: Cohort, invisible: Sequence[str] = ()) -> Cohort:
@@ -158,6 +163,7 @@ def _fundus(name: str, world: World, path: Path) -> None:
     drawn = write_phantoms("fundus", path / "judged-drawn", n=3000, mix=equal, harder=harder, seed=1)
     _with_joint(drawn, invisible=["sex"]).save(path / "judged")
     write_phantoms("fundus", path / "eval", n=3 * world.generated, mix=equal, harder=harder, seed=2)
+    write_phantoms("fundus", path / "common", n=4000, mix="race=white:1", seed=4)
 
 
 def _floor(name: str, world: World, path: Path) -> dict[str, Any] | None:
@@ -222,10 +228,9 @@ def _run(name: str, world: World, work: Path, method: str, seed: int) -> None:
     if found.exists():
         return
     run = work / "runs" / f"{method}-{seed}"
-    model = path / "pretrained" if world.pretraining else path / "initial"
     if not (run / "trained.json").exists():
         options = {"method_options": world.robust} if method == "bayesian_robust" else {}
-        result = train(_training(world, model, path, run / "run", seed, world.steps, **METHODS[method], **options))
+        result = train(_training(world, path / "pretrained", path, run / "run", seed, world.steps, **METHODS[method], **options))
         if result.interrupted:
             raise SystemExit("interrupted and saved; the same command goes on")
         state = read_json(sorted((run / "run").glob("checkpoints/step-*/facts.json"))[-1])["method"]
