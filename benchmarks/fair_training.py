@@ -89,7 +89,7 @@ WORLDS = {
         "race", "glaucoma", steps=1500, pretraining=4500, pretrained_on="common", tiny={"width": 16, "autoencoder_steps": 1500}
     ),
     "ham10000": World("age_group", "malignancy", generated=100, **_REAL),
-    "nih-cxr": World("sex", "view", generated=60, judge_epochs=30, **_REAL),
+    "nih-cxr": World("sex", "view", generated=60, judge_epochs=30, **{**_REAL, "tiny": {"autoencoder_steps": 600}}),
 }
 
 
