@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, write_result
-from scipy.stats import t as student
+from leaderboard import against_uniform, tables, write_sheet
 
 from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
 from evenhand.audit.semantics import group_auc
@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bayesian_robust": {"method": "bayesian_perturbation", "form": "robust"},
 }
 JOINT = "everything"  # label of all attributes and conditions
-FIGURES = ("worst_fd", "worst_kid", "fd_gap", "pooled_fd", "pooled_kid", "rare_fd", "rare_kid", "major_fd", "major_kid", "auc_gap")
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ def main() -> None:
     found = {method: by_seed for method, by_seed in found.items() if by_seed}
     seeds = sorted({int(seed) for by_seed in found.values() for seed in by_seed})
     name = f"fair_training_{options.world.replace('-', '_')}"
-    table = _table(found)
-    write_text(RESULTS / f"{name}.md", table)
-    payload = {
-        "world": asdict(world),
-        "equal_laws": _floor(options.world, world, work / "world"),
-        "runs": found,
-        "against_uniform": _against_uniform(found),
-    }
-    write_result(name, payload, seeds=seeds)
-    print(table)
+    floor, against = _floor(options.world, world, work / "world"), against_uniform(found)
+    write_result(name, {"world": asdict(world), "equal_laws": floor, "runs": found, "against_uniform": against}, seeds=seeds)
+    write_text(RESULTS / f"{name}.md", tables(found, against, floor))
+    write_sheet(IMAGES / f"{name}.png", {method: Cohort.load(made) for method, made in _drawn(work, found).items()}, world.attribute)
+    print(tables(found, against, floor))
+
+
+def _drawn(work: Path, found: dict[str, Any]) -> dict[str, Path]:
+    """What each method drew with its first seed."""
+    return {method: work / "runs" / f"{method}-{min(runs, key=int)}" / "made" for method, runs in found.items()}
 
 
 def _same_world(name: str, world: World, note: Path) -> None:
@@ -300,52 +300,6 @@ def _condition(judge: Classifier, cohort: Cohort, groups: np.ndarray, world: Wor
     scores = cohort_predictions(judge, cohort)[:, -1]
     frame = group_auc(scores, (cohort.table[world.target] == value).to_numpy().astype(int), groups, n_boot=100)
     return {str(group): float(frame.by_group.loc[group, "value"]) for group in frame.by_group.index}
-
-
-def _against_uniform(found: dict[str, Any]) -> dict[str, Any]:
-    """Mean paired difference to uniform over common seeds, with a 95 % t interval."""
-    base, differences = found.get("uniform", {}), {}
-    for method, runs in found.items():
-        seeds = sorted(set(runs) & set(base))
-        if method != "uniform" and seeds:
-            pairs = {key: np.array([runs[seed][key] - base[seed][key] for seed in seeds]) for key in FIGURES}
-            differences[method] = {"seeds": len(seeds), **{key: _interval(values) for key, values in pairs.items()}}
-    return differences
-
-
-def _interval(values: np.ndarray) -> dict[str, float | None]:
-    mean, n = float(values.mean()), len(values)
-    half = float(student.isf(0.025, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-    return {"mean": mean, "low": mean - half, "high": mean + half} if n > 1 else {"mean": mean, "low": None, "high": None}
-
-
-def _table(found: dict[str, Any]) -> str:
-    """Mean and standard deviation over seeds; differences to uniform in the rare group with their intervals."""
-    measured = ["rare FD", "rare KID", "FD gap", "major FD", "pooled FD", "pooled KID", "AUC gap"]
-    paired_keys = ["rare_fd", "rare_kid", "major_fd", "pooled_fd"]
-    heads = [
-        "method (seeds)",
-        *measured,
-        *(f"{key.replace('_', ' ').replace('fd', 'FD').replace('kid', 'KID')} - uniform" for key in paired_keys),
-    ]
-    keys = ["rare_fd", "rare_kid", "fd_gap", "major_fd", "pooled_fd", "pooled_kid", "auc_gap"]
-    lines, against = [heads, ["---"] * len(heads)], _against_uniform(found)
-    for method, runs in found.items():
-        cells = [_spread([run[key] for run in runs.values()]) for key in keys]
-        paired = against.get(method, {})
-        lines.append([f"{method} ({len(runs)})", *cells, *(_paired(paired.get(key)) for key in paired_keys)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3g}" + (f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "")
-
-
-def _paired(found: dict[str, float | None] | None) -> str:
-    if found is None:
-        return ""
-    bounds = "" if found["low"] is None else f" [{found['low']:.3g}, {found['high']:.3g}]"
-    return f"{found['mean']:.3g}{bounds}"
 
 
 if __name__ == "__main__":
