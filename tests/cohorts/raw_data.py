@@ -1,14 +1,17 @@
 """Raw data sets in their exact layouts, small; and files that only claim to be images."""
 
 import csv
+import io
 import json
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import openpyxl
 import pytest
@@ -192,3 +195,110 @@ def real_data(name: str) -> Path:
     if not base:
         pytest.skip("EVENHAND_DATA is not set: no real images here")
     return Path(base) / name
+
+
+ROCO_CAPTIONS = (
+    ("ROCO_00001", " Axial CT of a 45-year-old woman with a renal mass.", "PMC1000001_a.jpg", "CC BY"),
+    ("ROCO_00002", " Chest radiograph of a 3 month-old male infant", "PMC1000002_b.jpg", "CC BY-NC"),
+    ("ROCO_00003", " Lateral view of the knee.", "PMC1000001_c.jpg", "CC BY"),
+    ("ROCO_00004", " Pelvic MRI (M/72).", "", ""),
+)
+
+
+def write_roco(
+    raw: Path,
+    rows: Sequence[Sequence[str]] = ROCO_CAPTIONS,
+    folder: str = "data/train/radiology",
+    *,
+    licences: bool = True,
+    links: bool = False,
+    missing: Sequence[str] = (),
+) -> Path:
+    """ROCO v1: captions with a leading blank, files of concepts in another order; rows are id, caption, file of the article, licence."""
+    base = raw / folder
+    (base / "images").mkdir(parents=True, exist_ok=True)
+    (base / "captions.txt").write_text("".join(f"{row[0]}\t{row[1]}\n" for row in rows))
+    (base / "cuis.txt").write_text("".join(f"{row[0]}\t\tC0040405\tC{row[0][-5:]}\n" for row in reversed(rows)))
+    (base / "semtypes.txt").write_text("".join(f"{row[0]}\t\tT060\tDiagnostic Procedure\tT033\tFinding\n" for row in rows))
+    (base / "keywords.txt").write_text("".join(f"{row[0]}\t\taxial\tmass\n" for row in rows))
+    if licences:
+        lines = [f"{row[0]},{row[2]},{row[3]}\n" for row in reversed(rows) if row[3]]
+        (base / "licences.txt").write_text("".join(["ROCO_ID,PMC_ID,CC\n", *lines]))
+    if links:
+        link = "wget -r ftp://ftp.ncbi.nlm.nih.gov/pub/pmc/oa_package/1e/ed/{}.tar.gz -P /path/to/Dir"
+        lines = [f"{row[0]}\t{link.format(row[2].split('_')[0])}\t{row[2]}\n" for row in rows if row[2]]
+        (base / "dlinks.txt").write_text("".join(lines))
+    for row in rows:
+        if row[0] not in missing and not row[0].startswith(("/", "..")):
+            picture(zlib.crc32(row[0].encode()), (28, 24), "L").save(base / "images" / f"{row[0]}.jpg")
+    return raw
+
+
+def picture_bytes(number: int) -> bytes:
+    """A JPEG that no other number gives."""
+    buffer = io.BytesIO()
+    picture(number).save(buffer, format="JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_roco2(raw: Path, split: str, rows: Sequence[tuple[str, str, str]], members: Mapping[str, bytes] | None = None) -> Path:
+    """ROCOv2 as on Zenodo: captions, concepts in another order, and an archive of images; rows are id, caption, concepts."""
+    raw.mkdir(parents=True, exist_ok=True)
+    with (raw / f"{split}_captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("ID", "Caption"), *(row[:2] for row in rows)])
+    with (raw / f"{split}_concepts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("ID", "CUIs"), *((row[0], row[2]) for row in reversed(rows))])
+    inside = {f"{split}/{row[0]}.jpg": picture_bytes(number) for number, row in enumerate(rows)} if members is None else members
+    with zipfile.ZipFile(raw / f"{split}_images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in inside.items():
+            archive.writestr(name, data)
+    return raw
+
+
+BRATS_SHAPE = (20, 18, 12)  # BraTS itself: 240, 240, 155
+
+
+def brats_volume(kind: str = "flair", shape: tuple[int, int, int] = BRATS_SHAPE, tumour: Sequence[int] = (4, 5, 6)) -> np.ndarray:
+    """A box of brain, bright on the patient's left front; slices 2 to 9 are large, 1 and 10 slivers, the rest empty."""
+    voxels = np.zeros(shape, np.int16)
+    if kind == "seg":
+        for index in tumour:
+            voxels[8:11, 8:11, index] = (1, 2, 4)
+        return voxels
+    voxels[3:17, 3:15, 2:10] = 100 + np.arange(8, dtype=np.int16)
+    voxels[9:11, 8:10, [1, 10]] = 100
+    voxels[12:17, 3:8, 2:10] += 300  # large first index: left; small second: front
+    return voxels
+
+
+def write_brats_subject(
+    raw: Path, grade: str, subject: str, tumour: Sequence[int] = (4, 5, 6), kinds: Sequence[str] = ("flair",), mark: int = 0
+) -> Path:
+    """One subject's folder in BraTS 2018's layout, axes to the left, the back and upwards as there; ``mark`` tells subjects apart."""
+    folder = raw / grade / subject
+    folder.mkdir(parents=True)
+    for kind in (*kinds, "seg"):
+        voxels = brats_volume(kind, tumour=tumour)
+        if mark and kind != "seg":
+            voxels[3 + mark, 10, 2:10] += 150
+        write_nifti(folder / f"{subject}_{kind}.nii.gz", voxels)
+    return folder
+
+
+def write_nifti(path: Path, voxels: np.ndarray, axes: Sequence[float] = (-1, -1, 1)) -> Path:
+    """A NIfTI-1 file; ``axes`` are the signs and sizes of its voxels in millimetres."""
+    nib.save(nib.Nifti1Image(voxels, np.diag([*axes, 1.0])), path)
+    return path
+
+
+BRATS_SUBJECTS = (("HGG", "Brats18_TCIA01_460_1"), ("HGG", "Brats18_CBICA_AAB_1"), ("LGG", "Brats18_TCIA09_141_1"))
+SURVIVAL_ROWS = ("BraTS18ID,Age,Survival,ResectionStatus", "Brats18_TCIA01_460_1,60.463,289,GTR", "Brats18_CBICA_AAB_1,NA,NA,NA")
+
+
+def write_brats(raw: Path, survival: Sequence[str] | None = SURVIVAL_ROWS) -> Path:
+    """Two subjects of high and one of low grade; ages of high grade alone, one of them ``NA``."""
+    for mark, (grade, subject) in enumerate(BRATS_SUBJECTS):
+        write_brats_subject(raw, grade, subject, mark=mark)
+    if survival is not None:
+        (raw / "survival_data.csv").write_text("\n".join(survival) + "\n")
+    return raw

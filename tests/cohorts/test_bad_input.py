@@ -227,7 +227,7 @@ def test_tables_that_are_none(tmp_path) -> None:
         == f"{raw / 't.jsonl'} row 2: not a JSON object; each line is one image's columns"
     )
     assert message("table", tmp_path / "no", tmp_path / "out") == f"{tmp_path / 'no'}: no such file or folder; name the raw data of table"
-    known = "chexpert, fairgenmed, ham10000, nih-cxr, table"
+    known = "brats18, chexpert, fairgenmed, ham10000, nih-cxr, roco, table"
     assert message("tabel", raw, tmp_path / "out") == f"unknown source 'tabel'; did you mean 'table'? There is: {known}"
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 50_000_000  # a chest radiograph has about 10 million; a bomb of a few kB unfolds to billions
+EMPTY = "empty file (0 bytes)"
 # what Pillow's parsers raise on damaged files besides OSError
 _PARSE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError)
 
@@ -47,11 +49,26 @@ def open_verified(path: Path) -> Image.Image:
     if not path.is_file():
         raise BadImage("no such file")
     if path.stat().st_size == 0:
-        raise BadImage("empty file (0 bytes)")
+        raise BadImage(EMPTY)
+    return _decoded(path)
+
+
+def decode_verified(data: bytes) -> Image.Image:
+    """As ``open_verified``, for an image that lies in an archive or a table.
+
+    Raises:
+        BadImage: see ``open_verified``.
+    """
+    if not data:
+        raise BadImage(EMPTY)
+    return _decoded(io.BytesIO(data))
+
+
+def _decoded(file: Path | IO[bytes]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            image = Image.open(path, formats=FORMATS)  # reads the header only
+            image = Image.open(file, formats=FORMATS)  # reads the header only
     except Image.DecompressionBombError:
         raise BadImage(f"header claims more than {MAX_PIXELS:,} pixels; not decoded") from None
     except Image.UnidentifiedImageError:

@@ -57,8 +57,16 @@ _CHEST_CONDITIONS: dict[str, Phrase] = {
     **{column: _either(f"non {name}", name) for column, name in CHEST_FINDINGS.items()},
 }
 
+_GRADES = {"HGG": "high-grade glioma", "LGG": "low-grade glioma"}  # of the patient, whatever the slice shows
+
 TEMPLATES: dict[str, Template] = {
-    "brain": Template("Brain MR slice", " ", ("sex", "age_group"), {"tumour": _either("without tumour", "with tumour")}),
+    "brain": Template(
+        "Brain MR slice",
+        " ",
+        ("sex", "age_group"),
+        {"tumour": _either("without tumour", "with tumour")},
+        {"grade": lambda value: _GRADES.get(value, f"grade {value}")},
+    ),
     "fundus": Template(
         "SLO fundus image",
         " with the following conditions: ",

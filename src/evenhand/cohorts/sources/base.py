@@ -16,6 +16,8 @@ from evenhand.cohorts.sources.reading import BadRow, Row
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError, did_you_mean
 
+File = Annotated[Path, PlainSerializer(lambda path: path.name, when_used="json")]  # a cohort names no folders
+
 
 class ImportSettings(Settings):
     """Options of ``evenhand cohort import``."""
@@ -30,9 +32,9 @@ class ImportSettings(Settings):
     name: str | None = None
     attributes: list[str] | None = None  # which columns; None: the source's own choice
     conditions: list[str] | None = None
+    modality: str | None = None  # table: what the images are; brats18: which MR sequence
+    licence: str | None = None  # table: of its images; roco: which licences are taken, by commas
     # the table source only
-    modality: str | None = None
-    licence: str | None = None
     image_column: str | None = None
     subject_column: str | None = None
     split_column: str | None = None
@@ -40,12 +42,21 @@ class ImportSettings(Settings):
     synthetic: bool = False  # images of somebody's generator: attributes are what was requested
     # the chexpert source only
     uncertain: Literal["zeros", "ones", "drop"] | None = None  # what the label -1 counts as; None: zeros
-    demographics: Annotated[Path, PlainSerializer(lambda path: path.name, when_used="json")] | None = None  # a cohort names no folders
+    demographics: File | None = None
+    # the brats18 source only
+    slices: Literal["tumour", "brain", "all"] | None = None  # which slices may be taken; None: brain
+    slices_per_subject: int | None = Field(default=None, ge=1)  # so many at most, evenly spaced; None: 5
+    sex_table: File | None = None
+    name_mapping: File | None = None
+    clinical: File | None = None
 
 
-ONLY = {  # options that mean something to one source alone
-    **dict.fromkeys(("modality", "licence", "image_column", "subject_column", "split_column", "prompt_column", "synthetic"), "table"),
-    **dict.fromkeys(("uncertain", "demographics"), "chexpert"),
+ONLY: dict[str, tuple[str, ...]] = {  # options that mean something to some sources alone
+    **dict.fromkeys(("image_column", "subject_column", "split_column", "prompt_column", "synthetic"), ("table",)),
+    **dict.fromkeys(("uncertain", "demographics"), ("chexpert",)),
+    **dict.fromkeys(("slices", "slices_per_subject", "sex_table", "name_mapping", "clinical"), ("brats18",)),
+    "modality": ("brats18", "table"),
+    "licence": ("roco", "table"),
 }
 
 
@@ -60,6 +71,7 @@ class Record:
     conditions: dict[str, str]
     split: str | None = None  # the source's own, where it has one
     prompt: str | None = None
+    licence: str | None = None  # of this image, where each has its own
     extras: dict[str, str] = field(default_factory=dict)  # further columns to keep
 
 
@@ -82,9 +94,10 @@ class Source(ABC):
             raise UserError(f"{raw}: no such file or folder; name the raw data of {self.name}")
         self.raw, self.settings = raw, settings
         self.facts: dict[str, str] = {}  # choices made while reading, for cohort.json
-        for option, owner in ONLY.items():
-            if owner != self.name and getattr(settings, option):
-                raise UserError(f"--{option.replace('_', '-')} is an option of the source {owner!r}, not of {self.name!r}")
+        for option, owners in ONLY.items():
+            if self.name not in owners and getattr(settings, option):
+                whose = " and of ".join(map(repr, owners))
+                raise UserError(f"--{option.replace('_', '-')} is an option of the source {whose}, not of {self.name!r}")
         if self.name != "table":
             self.attributes = _choose("attributes", self.attributes, settings.attributes, None)
             self.conditions = _choose("conditions", self.conditions, settings.conditions, self.default_conditions)

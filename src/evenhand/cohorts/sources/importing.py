@@ -41,6 +41,7 @@ class _Import:
     names: set[str] = field(default_factory=set)
     dropped: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows
+    licences: Counter[str] = field(default_factory=Counter)  # where images have their own
     size: int | None = None
     mode: Literal["L", "RGB"] | None = None
 
@@ -101,6 +102,9 @@ class _Import:
         prompt = record.prompt or write_prompt(self.source.modality, record.attributes, record.conditions, self.state)
         row: dict[str, Any] = {"subject_id": record.subject_id, "split": split, "prompt": prompt, **columns}
         row |= {"image_id": record.image_id, **record.extras}
+        if record.licence is not None:
+            row["licence"] = record.licence
+            self.licences[record.licence] += 1
         if self.source.synthetic:  # how somebody else's generator ran is not known
             row |= {"seed": None, "guidance_scale": None, "steps": None, "model": self.writer.schema.name}
         self.writer.add(image, row, name=self._file_name(record.image_id))
@@ -122,6 +126,10 @@ class _Import:
         def filled(columns: dict[str, list[str]]) -> dict[str, list[str]]:
             return {name: groups or sorted(set(self.values.get(name, ())) - set(NOT_GROUPS)) for name, groups in columns.items()}
 
+        licence = self.source.licence
+        if self.licences:
+            found = ", ".join(f"{name} ({number})" for name, number in self.licences.most_common())
+            licence = f"{licence}; column 'licence': {found}".removeprefix("; ")
         seen = {"skipped": self.faults, "dropped_unknown": self.dropped, "left_out": dict(self.left_out), "notes": self.source.notes()}
         return self.writer.schema.model_copy(
             update={
@@ -129,6 +137,7 @@ class _Import:
                 "conditions": filled(self.source.conditions),
                 "image_size": self.size,
                 "image_mode": self.mode,
+                "licence": licence,
                 "made": {**self.writer.schema.made, **seen},
             }
         )
