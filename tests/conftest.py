@@ -42,6 +42,15 @@ def tiny(brain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def imagen(brain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cascade of 16 and 32 px in gray, its text side fitted on ``brain`` for a few steps."""
+    from evenhand.models.tiny import TinyImagenSettings, init_tiny_imagen
+
+    out = tmp_path_factory.mktemp("models") / "imagen"
+    return init_tiny_imagen(TinyImagenSettings(cohort=brain, out=out, clip_steps=2, width=16, batch_size=8))
+
+
+@pytest.fixture(scope="session")
 def skin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 dermoscopy phantoms in colour: 34 of them for training."""
     from evenhand.cohorts.phantoms.cohort import write_phantoms

@@ -37,7 +37,7 @@ def _all_work(generation: dict[str, Any], training: dict[str, Any], encoder: str
     publish = loop.publish
 
     def noted(settings, state, data, accelerator):  # type: ignore[no-untyped-def]
-        weights = {name: value.contiguous().clone() for name, value in state.denoiser.state_dict().items()}
+        weights = {name: value.contiguous().clone() for name, value in state.learner.denoiser.state_dict().items()}
         save_file(weights, out / f"weights-{rank}.safetensors")
         return publish(settings, state, data, accelerator)
 

@@ -45,10 +45,8 @@ def test_guidance_by_hand() -> None:
     class Echo(torch.nn.Module):
         """Predicts the mean of the text."""
 
-        def forward(self, latents, timestep, encoder_hidden_states):  # type: ignore[no-untyped-def]
-            from types import SimpleNamespace
-
-            return SimpleNamespace(sample=encoder_hidden_states.mean((1, 2))[:, None, None, None].expand_as(latents))
+        def forward(self, latents, timestep, encoder_hidden_states, return_dict):  # type: ignore[no-untyped-def]
+            return (encoder_hidden_states.mean((1, 2))[:, None, None, None].expand_as(latents),)
 
     latents, text, silent = torch.zeros(1, 1, 2, 2), torch.full((1, 3, 5), 2.0), torch.full((1, 3, 5), 1.0)
     for scale, expected in ((1.0, 2.0), (3.0, 1 + 3 * (2 - 1))):

@@ -69,10 +69,10 @@ def test_an_unknown_pipeline_class_is_named(copy: Path) -> None:
     (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLPipeline"}))
     assert _message(copy) == (
         f"{copy}: pipeline class 'StableDiffusionXLPipeline' is not supported; "
-        "did you mean 'StableDiffusionPipeline'? There is: StableDiffusionPipeline"
+        "did you mean 'StableDiffusionPipeline'? There is: StableDiffusionPipeline, ImagenPipeline"
     )
     (copy / "model_index.json").write_text("[]")
-    assert _message(copy) == f"{copy}: pipeline class '' is not supported; There is: StableDiffusionPipeline"
+    assert _message(copy) == f"{copy}: pipeline class '' is not supported; There is: StableDiffusionPipeline, ImagenPipeline"
 
 
 def _pickle_only(model: Path, canary: Path) -> None:

@@ -32,7 +32,7 @@ def _noted_runs(runs: dict[str, dict[str, Any]], notes: str) -> None:
         def counted(state: TrainingState, finite: bool, limit: int, lines: list[str] = lines) -> None:
             count(state, finite, limit)
             with torch.no_grad():
-                total = sum(float(parameter.double().sum()) for parameter in state.parameters)
+                total = sum(float(parameter.double().sum()) for parameter in state.learner.parameters)
             lines.append(json.dumps([state.step, state.method.state_dict(), state.method.odds(state.step), total.hex()]))
 
         TrainingState.count = counted  # type: ignore[method-assign]

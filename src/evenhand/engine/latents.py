@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from diffusers import DiffusionPipeline
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import cache_folder, claim, write_atomically, write_json
 from evenhand.core.errors import UserError
 from evenhand.core.progress import track
 from evenhand.engine.batching import rank_batches
-from evenhand.models.denoise import encode
 from evenhand.models.pipelines import encode_prompts, image_geometry
+from evenhand.models.stages import Stage
 from evenhand.models.tensors import to_tensor
 
 _BATCH = 32
@@ -32,7 +31,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Arrays of one cohort under one model: mean and std (n, C, h, w), text (unique prompts, tokens, width)."""
+    """Arrays of one cohort under one model: mean (n, C, h, w), std of that shape or (n, 1, 1, 1), text (unique prompts, tokens, width)."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -53,51 +52,49 @@ class LatentCache:
         return torch.from_numpy(np.asarray(self.text[self.prompt_codes[rows]]))
 
 
-def latent_cache(pipeline: DiffusionPipeline, cohort: Cohort, accelerator: Accelerator, model_sha256: str) -> LatentCache:
-    """Read the cache of this cohort and model, or compute it, ranks sharing the work.
+def latent_cache(stage: Stage, cohort: Cohort, accelerator: Accelerator, model_sha256: str) -> LatentCache:
+    """Read the cache of this cohort, model and stage, or compute it, ranks sharing the work.
 
     Raises:
         UserError: the cohort's images do not fit the model.
     """
-    side, mode = image_geometry(pipeline)
+    side, mode = image_geometry(stage.pipeline)
     if (cohort.schema.image_size, cohort.schema.image_mode) != (side, mode):
         raise UserError(
             f"{cohort.root}: images are {cohort.schema.image_size} px {cohort.schema.image_mode}, the model draws {side} px {mode}; "
             f"import again with --size {side}" + (" --mode " + mode if cohort.schema.image_mode != mode else "")
         )
     prompts, codes = np.unique(cohort.table["prompt"].astype(str), return_inverse=True)
-    key = _key(cohort, model_sha256)
+    key = _key(cohort, model_sha256, stage)
     folder = cache_folder("latents") / key
     with _held_by_first_rank(folder, accelerator):  # another run may be filling it: wait, then read what it made
         if not _whole(folder, accelerator):
-            _fill(folder, pipeline, cohort, [*prompts.tolist(), ""], accelerator)
+            _fill(folder, stage, cohort, [*prompts.tolist(), ""], accelerator)
     mean, std, text = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("mean", "std", "text"))
     return LatentCache(mean, std, text, codes)
 
 
-def _key(cohort: Cohort, model_sha256: str) -> str:
-    digest = hashlib.sha256(model_sha256.encode())
+def _key(cohort: Cohort, model_sha256: str, stage: Stage) -> str:
+    digest = hashlib.sha256(f"{model_sha256}\n{stage.unet_name}".encode())
     for column in (cohort.table["image"].astype(str), cohort.image_hashes(), cohort.table["prompt"].astype(str)):
         digest.update("\n".join(column).encode())
     return digest.hexdigest()[:32]
 
 
-def _fill(folder: Path, pipeline: DiffusionPipeline, cohort: Cohort, prompts: list[str], accelerator: Accelerator) -> None:
-    vae = pipeline.vae.to(accelerator.device)
+def _fill(folder: Path, stage: Stage, cohort: Cohort, prompts: list[str], accelerator: Accelerator) -> None:
+    pipeline = stage.pipeline
     pipeline.text_encoder.to(accelerator.device)
-    shape = (len(cohort), vae.config.latent_channels, *(2 * [pipeline.unet.config.sample_size]))
     if accelerator.is_main_process:
-        for name in ("mean", "std"):
-            _reserve(folder / f"{name}.npy", shape)
+        for name, part in zip(("mean", "std"), _encoded(stage, cohort, np.arange(1), accelerator), strict=True):
+            _reserve(folder / f"{name}.npy", (len(cohort), *part.shape[1:]))
         text = torch.cat([encode_prompts(pipeline, prompts[i : i + _BATCH]).cpu() for i in range(0, len(prompts), _BATCH)])
         write_atomically(folder / "text.npy", lambda path: _save_array(path, text.float().numpy()))
     accelerator.wait_for_everyone()
     mean, std = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for name in ("mean", "std"))
     batches = rank_batches(len(cohort), _BATCH, accelerator.process_index, accelerator.num_processes)
-    with track("latents", len(batches), quiet=not accelerator.is_main_process) as bar, torch.no_grad():
+    with track("latents", len(batches), quiet=not accelerator.is_main_process) as bar:
         for rows in batches:
-            pixels = to_tensor(cohort.pixels(rows), vae.config.in_channels).to(accelerator.device)
-            mean[rows], std[rows] = (part.float().cpu().numpy() for part in encode(vae, pixels))
+            mean[rows], std[rows] = _encoded(stage, cohort, rows, accelerator)
             bar.advance()
     mean.flush()
     std.flush()
@@ -105,6 +102,12 @@ def _fill(folder: Path, pipeline: DiffusionPipeline, cohort: Cohort, prompts: li
     if accelerator.is_main_process:
         write_json(folder / "whole.json", {"images": len(cohort), "prompts": len(prompts)})
     accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def _encoded(stage: Stage, cohort: Cohort, rows: np.ndarray, accelerator: Accelerator) -> list[np.ndarray]:
+    pixels = to_tensor(cohort.pixels(rows), stage.channels).to(accelerator.device)
+    return [part.float().cpu().numpy() for part in stage.encode(pixels)]
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:

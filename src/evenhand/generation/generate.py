@@ -33,8 +33,8 @@ from evenhand.core.randomness import torch_generator
 from evenhand.engine.batching import rank_batches
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.generation.plan import Plan, plan_from_file, plan_like
-from evenhand.models.denoise import decode, sampler, trajectory
-from evenhand.models.pipelines import encode_prompts, image_geometry, load_pipeline, model_folder, model_hash, overlong
+from evenhand.models.pipelines import encode_prompts, image_geometry, load_pipeline, model_hash, model_provenance, overlong, stages_of
+from evenhand.models.stages import draw
 from evenhand.models.tensors import to_array
 
 _PROGRESS_FILE = ".generation.json"
@@ -145,9 +145,7 @@ def _draw_missing(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPip
     todo = [rows for rows in mine if not all((settings.out / _image_name(i)).is_file() for i in rows)]
     if not todo:
         return
-    pipeline.unet.to(accelerator.device).eval()
-    pipeline.vae.to(accelerator.device)
-    pipeline.text_encoder.to(accelerator.device)
+    pipeline.to(accelerator.device)
     prompts = sorted({"", *plan.table["prompt"]})
     states = torch.cat([encode_prompts(pipeline, prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
     sampling = _Sampling(pipeline, settings, accelerator, dict(zip(prompts, states, strict=True)))
@@ -160,26 +158,21 @@ def _draw_missing(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPip
 @torch.no_grad()
 def _draw(sampling: _Sampling, plan: Plan, rows: np.ndarray) -> np.ndarray:
     """Images (n, H, W) or (n, H, W, 3) in [0, 1] of some rows of the plan."""
-    unet, vae, device = sampling.pipeline.unet, sampling.pipeline.vae, sampling.accelerator.device
     part = plan.table.iloc[rows]
-    draws = [torch_generator(int(seed), "noise") for seed in part["seed"]]
-    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in draws]).to(device)
     text = torch.stack([sampling.embeddings[prompt] for prompt in part["prompt"]])
     silent = sampling.embeddings[""].expand_as(text)
     settings = sampling.settings
     with sampling.accelerator.autocast():
-        latents = trajectory(
-            unet,
-            sampler(sampling.pipeline.scheduler, settings.sampler),
-            noise,
+        pixels = draw(
+            list(stages_of(sampling.pipeline).values()),
             text,
             silent,
             steps=settings.steps,
             guidance_scale=settings.guidance_scale,
-            generators=draws,
+            generators=[torch_generator(int(seed), "noise") for seed in part["seed"]],
+            name=settings.sampler,
         )
-    return to_array(decode(vae, latents.float()))
+    return to_array(pixels)
 
 
 def _write_images(out: Path, rows: Iterable[int], images: np.ndarray) -> None:
@@ -208,12 +201,7 @@ def _finish(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPipeline)
         synthetic=True,
         source=f"model {settings.model}",
         licence="as the model's training data",
-        made=provenance(settings=settings.model_dump(mode="json"), model_sha256=hash_, model_provenance=_model_provenance(settings.model)),
+        made=provenance(settings=settings.model_dump(mode="json"), model_sha256=hash_, model_provenance=model_provenance(settings.model)),
     )
     write_table(settings.out / TABLE_FILE, table)
     write_json(settings.out / SCHEMA_FILE, schema.model_dump())
-
-
-def _model_provenance(model: str) -> dict:
-    note = model_folder(model) / "evenhand.json"
-    return read_json(note) if note.is_file() else {}

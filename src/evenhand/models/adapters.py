@@ -5,29 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def add_lora(unet: torch.nn.Module, rank: int, seed: int) -> list[torch.nn.Parameter]:
-    """Freeze ``unet``, add LoRA to its attention layers and return the parameters to train."""
+def add_lora(unet: torch.nn.Module, rank: int, seed: int) -> None:
+    """Freeze ``unet`` and add LoRA, which is trained, to its attention layers."""
     unet.requires_grad_(False)
     with torch.random.fork_rng():  # peft draws its start from the global state
         torch.default_generator.manual_seed(seed)
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS)))
-    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
-def save_lora(pipeline: DiffusionPipeline, folder: Path) -> None:
+def save_lora(unet: torch.nn.Module, folder: Path) -> None:
     """Write ``pytorch_lora_weights.safetensors`` of the active adapter."""
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
 
 
-def merge_lora(pipeline: DiffusionPipeline) -> None:
+def merge_lora(unet: torch.nn.Module) -> None:
     """Fold the adapter into the weights, so that the folder needs no peft to load."""
-    pipeline.unet.fuse_lora()
-    pipeline.unet.unload_lora()
+    unet.fuse_lora()
+    unet.unload_lora()

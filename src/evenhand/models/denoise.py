@@ -5,11 +5,28 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 
-from evenhand.models.pipelines import quiet_libraries
+from evenhand.models.libraries import quiet_libraries
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser is given besides noisy latents and text: channels (B, C', h, w) and their noise level (B,), a timestep."""
+
+    channels: torch.Tensor
+    level: torch.Tensor
+
+    def to(self, device: torch.device) -> Condition:
+        """The same on another device."""
+        return Condition(self.channels.to(device), self.level.to(device))
+
+    def twice(self) -> Condition:
+        """For a batch that is computed with and without text."""
+        return Condition(torch.cat([self.channels, self.channels]), torch.cat([self.level, self.level]))
 
 
 def sampler(scheduler: SchedulerMixin, name: str = "dpm++") -> SchedulerMixin:
@@ -24,6 +41,16 @@ def sampler(scheduler: SchedulerMixin, name: str = "dpm++") -> SchedulerMixin:
     return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="dpmsolver++", solver_order=2)
 
 
+def predict(
+    unet: torch.nn.Module, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, condition: Condition | None = None
+) -> torch.Tensor:
+    """What ``unet`` says of noisy ``latents`` (B, C, H, W), given text (B, tokens, width) and what else its stage is conditioned on."""
+    if condition is None:
+        return unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
+    seen = torch.cat([latents, condition.channels], dim=1)  # (B, C + C', H, W)
+    return unet(seen, timestep, encoder_hidden_states=text, class_labels=condition.level, return_dict=False)[0]
+
+
 def guided_prediction(
     unet: torch.nn.Module,
     latents: torch.Tensor,
@@ -31,6 +58,7 @@ def guided_prediction(
     text: torch.Tensor,
     silent: torch.Tensor,
     guidance_scale: float,
+    condition: Condition | None = None,
 ) -> torch.Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6 in diffusers' scale).
 
@@ -40,8 +68,9 @@ def guided_prediction(
         guidance_scale: 1 is no guidance, and costs one evaluation instead of two.
     """
     if guidance_scale == 1:
-        return unet(latents, timestep, encoder_hidden_states=text).sample
-    both = unet(torch.cat([latents, latents]), timestep, encoder_hidden_states=torch.cat([silent, text])).sample
+        return predict(unet, latents, timestep, text, condition)
+    twice = None if condition is None else condition.twice()
+    both = predict(unet, torch.cat([latents, latents]), timestep, torch.cat([silent, text]), twice)
     without, conditioned = both.chunk(2)
     return without + guidance_scale * (conditioned - without)
 
@@ -56,6 +85,7 @@ def trajectory(
     steps: int,
     guidance_scale: float,
     generators: Sequence[torch.Generator] | None = None,
+    condition: Condition | None = None,
 ) -> torch.Tensor:
     """From unit noise (B, C, H, W) to clean latents in ``steps`` solver steps.
 
@@ -67,7 +97,7 @@ def trajectory(
     extra = _accepted_generators(scheduler, generators)
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep)
-        prediction = guided_prediction(unet, scaled, timestep, text, silent, guidance_scale)
+        prediction = guided_prediction(unet, scaled, timestep, text, silent, guidance_scale, condition)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
     return latents
 

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from evenhand.core.artifacts import new_folder, read_json, sha256_folder
 from evenhand.core.errors import UserError, did_you_mean
+from evenhand.models.imagen import BaseStage, ImagenPipeline, SuperResolutionStage
+from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
+from evenhand.models.stages import LatentStage, Stage
+from evenhand.models.text import token_states
+
+
+@dataclass(frozen=True)
+class Family:
+    """A class of pipelines and the stages that it draws with, in that order, under the names of ``--stage``."""
+
+    pipeline: type[DiffusionPipeline]
+    stages: Mapping[str, type[Stage]]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained
+
 
 # Families that training, alignment and generation know. Others answer with this list.
-FAMILIES: dict[str, type[DiffusionPipeline]] = {"StableDiffusionPipeline": StableDiffusionPipeline}
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": Family(
+        StableDiffusionPipeline, {"base": LatentStage}, {"safety_checker": None, "requires_safety_checker": False}
+    ),
+    "ImagenPipeline": Family(ImagenPipeline, {"base": BaseStage, "super-resolution": SuperResolutionStage}),
+}
 
-# What diffusers and transformers raise on a folder that is not what it says, down to a truncated file.
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
-
+CLIP_FOLDER = "clip"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -60,16 +73,16 @@ def load_pipeline(model: str | Path) -> DiffusionPipeline:
         raise UserError(f"{folder}: pipeline class {family!r} is not supported; {did_you_mean(family, FAMILIES)}")
     try:
         with quiet_libraries():
-            pipeline = FAMILIES[family].from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True, safety_checker=None, requires_safety_checker=False
-            )
+            kind = FAMILIES[family]
+            pipeline = kind.pipeline.from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **kind.options)
     except LOAD_ERRORS as error:
         raise UserError(
             f"{folder}: cannot load the model ({brief(error)}); it must be a diffusers folder with safetensors weights"
         ) from None
-    side = pipeline.unet.config.sample_size
-    if not isinstance(side, int):
-        raise UserError(f"{folder}: unet/config.json: sample_size is {side!r}; write the latent's side, one number")
+    for stage in stages_of(pipeline).values():
+        side = stage.unet.config.sample_size
+        if not isinstance(side, int):
+            raise UserError(f"{folder}: {stage.unet_name}/config.json: sample_size is {side!r}; write the latent's side, one number")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -82,16 +95,28 @@ def _fetched(name: str) -> Path:
         raise UserError(f"{name}: no such folder here, and not to be had from the hub ({brief(error)})") from None
 
 
-def brief(error: BaseException) -> str:
-    """The first line of what a library says, without a final full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__
-
-
 def save_pipeline(pipeline: DiffusionPipeline, path: Path) -> None:
     """Write a pipeline folder atomically."""
     with new_folder(path) as folder, quiet_libraries():
         pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def clip_of(model: str | Path) -> Path:
+    """The folder of the CLIP model, text and vision, that tiny models are made with.
+
+    Raises:
+        UserError: the model has none.
+    """
+    folder = model_folder(model) / CLIP_FOLDER
+    if not folder.is_dir():
+        raise UserError(f"{model}: holds no image encoder of its own; name a CLIP or DINOv2 folder with --consistency-encoder")
+    return folder
+
+
+def keep_clip(model: str | Path, folder: Path) -> None:
+    """Copy the CLIP model of ``model``, where it has one, beside what was made of it."""
+    if (model_folder(model) / CLIP_FOLDER).is_dir():
+        shutil.copytree(model_folder(model) / CLIP_FOLDER, folder / CLIP_FOLDER)
 
 
 def model_hash(model: str | Path) -> str:
@@ -99,20 +124,37 @@ def model_hash(model: str | Path) -> str:
     return sha256_folder(model_folder(model))
 
 
-def training_scheduler(pipeline: DiffusionPipeline) -> DDPMScheduler:
-    """The noise schedule that the model was trained with, whatever sampler it is saved with."""
-    return DDPMScheduler.from_config(pipeline.scheduler.config)
+def model_provenance(model: str | Path) -> dict[str, Any]:
+    """How a model was made, as it says itself; empty where it does not."""
+    note = model_folder(model) / "evenhand.json"
+    return dict(read_json(note)) if note.is_file() else {}
 
 
-@torch.no_grad()
+def stages_of(pipeline: DiffusionPipeline) -> dict[str, Stage]:
+    """The pipeline's stages by name, in the order in which they draw."""
+    return {name: kind(pipeline) for name, kind in FAMILIES[type(pipeline).__name__].stages.items()}
+
+
+def stage_of(pipeline: DiffusionPipeline, name: str = "base") -> Stage:
+    """The stage of that name.
+
+    Raises:
+        UserError: the pipeline has none; the message gives those it has.
+    """
+    stages = stages_of(pipeline)
+    if name not in stages:
+        raise UserError(f"--stage {name}: {type(pipeline).__name__} has no such stage; {did_you_mean(name, stages)}")
+    return stages[name]
+
+
+def training_scheduler(holder: DiffusionPipeline | Stage) -> DDPMScheduler:
+    """The noise schedule that a model or a stage was trained with, whatever sampler it is saved with."""
+    return DDPMScheduler.from_config(holder.scheduler.config)
+
+
 def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> torch.Tensor:
     """Token states of the frozen text encoder: (n, tokens, width). Prompts over the limit are cut, see ``overlong``."""
-    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
-    batch = tokenizer(prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
-    mask = None
-    if getattr(encoder.config, "use_attention_mask", False):  # as StableDiffusionPipeline.encode_prompt does
-        mask = batch.attention_mask.to(encoder.device)
-    return encoder(batch.input_ids.to(encoder.device), attention_mask=mask)[0]
+    return token_states(pipeline.tokenizer, pipeline.text_encoder, prompts)
 
 
 def overlong(pipeline: DiffusionPipeline, prompts: list[str]) -> list[str]:
@@ -125,27 +167,5 @@ def overlong(pipeline: DiffusionPipeline, prompts: list[str]) -> list[str]:
 
 def image_geometry(pipeline: DiffusionPipeline) -> tuple[int, str]:
     """Side in pixels and image mode ("L" or "RGB") that the model draws."""
-    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-    mode = "L" if pipeline.vae.config.out_channels == 1 else "RGB"
-    return int(pipeline.unet.config.sample_size) * factor, mode
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep advice of diffusers and transformers that a user of ours cannot act on from the terminal."""
-    loggers: list[Any] = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    barred = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub)(\.|$)")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        for library in barred:
-            library.enable_progress_bar()
+    last = list(stages_of(pipeline).values())[-1]
+    return last.side, "L" if last.channels == 1 else "RGB"

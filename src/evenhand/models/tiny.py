@@ -1,92 +1,147 @@
-"""The offline default: a complete Stable Diffusion pipeline of real classes at small size, fitted on one cohort.
+"""The offline defaults: complete pipelines of real classes at small size, fitted on one cohort, their denoisers untrained.
 
-Tokenizer (BPE of the cohort's prompts), CLIP (text and vision, contrastive, then frozen), AutoencoderKL, and an untrained
-UNet2DConditionModel. It needs no download, and trains on a CPU.
+``tiny-latent`` is a Stable Diffusion pipeline with an autoencoder of its own, ``tiny-imagen`` a cascade in pixels. They need no
+download, and train on a CPU.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from pydantic import Field
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from pydantic import Field, model_validator
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import new_folder, provenance, require_free, write_json
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
 from evenhand.core.progress import track
-from evenhand.core.randomness import derive_seed, generator, torch_generator
-from evenhand.models.pipelines import quiet_libraries
+from evenhand.core.randomness import generator, torch_generator
+from evenhand.models.imagen import ImagenPipeline
+from evenhand.models.libraries import quiet_libraries
 from evenhand.models.tensors import to_tensor
+from evenhand.models.tiny_text import fit_text, seeded
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-_LATENT_SIDE = 16
+_GRID = 16  # side of what the denoisers see
 _AUTOENCODER_BATCH = 16  # small batches: many cheap steps fit better than few dear ones
-_MOST_SPREAD = 10.0
 _KL_WEIGHT = 1e-7  # of a sum over the latent: enough to bound its range, too little to blur
 
 
-class TinySettings(Settings):
-    """Settings of ``evenhand model init tiny-latent``."""
+class FittedSettings(Settings):
+    """What every small model is fitted with."""
 
     cohort: Path
     out: Path
     seed: int = 0
     clip_steps: int = Field(150, ge=0)
-    autoencoder_steps: int = Field(300, ge=0)
     batch_size: int = Field(32, ge=2)
-    width: int = Field(32, ge=16, multiple_of=16, description="channels of the denoiser's first level; the others have twice as many")
+    width: int = Field(32, ge=16, multiple_of=16, description="channels of a denoiser's first level; the others have twice as many")
+
+
+class TinySettings(FittedSettings):
+    """Settings of ``evenhand model init tiny-latent``."""
+
+    autoencoder_steps: int = Field(300, ge=0)
     latent_channels: int | None = Field(None, ge=1, description="default: 4 up to 32 px, 8 gray and 12 colour above")
+
+
+class TinyImagenSettings(FittedSettings):
+    """Settings of ``evenhand model init tiny-imagen``."""
+
+    max_noise_level: int = Field(350, ge=1, le=1000, description="noise on small images in training is of timesteps below this")
+    noise_level: int = Field(50, ge=0, description="timestep of the noise that a small image gets before it is enlarged")
+
+    @model_validator(mode="after")
+    def _trained_level(self) -> Self:
+        if self.noise_level >= self.max_noise_level:
+            raise ValueError(
+                f"noise_level {self.noise_level} is not below max_noise_level {self.max_noise_level}; only lower ones are trained"
+            )
+        return self
 
 
 def init_tiny_latent(settings: TinySettings) -> Path:
     """Fit tokenizer, CLIP and autoencoder on the cohort's training split; write a StableDiffusionPipeline folder.
 
     Raises:
-        UserError: the image side is not 16 times a power of two, or the training split is empty.
+        UserError: the image side is not 32, 64, 128 or 256 px, or the training split is smaller than a batch.
     """
+    train = _training_split(settings, "tiny-latent", (32, 64, 128, 256))
+    tokenizer, clip = fit_text(train, steps=settings.clip_steps, batch_size=settings.batch_size, seed=settings.seed)
+    vae = _fit_autoencoder(train, settings)
+    channels = vae.config.latent_channels
+    pipeline = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=clip.text_model.eval(),
+        tokenizer=tokenizer,
+        unet=_denoiser("unet", settings, clip, in_channels=channels, out_channels=channels),
+        scheduler=_scheduler(),
+        safety_checker=None,
+        feature_extractor=_extractor(train.schema.image_size),
+        requires_safety_checker=False,
+    )
+    return _write(pipeline, clip, train, settings)
+
+
+def init_tiny_imagen(settings: TinyImagenSettings) -> Path:
+    """Fit tokenizer and CLIP on the cohort's training split; write an ImagenPipeline folder that draws half the side, then the whole.
+
+    Images are folded into patches, so that both denoisers see a grid of 16 x 16 and a step of either costs what one of tiny-latent does.
+
+    Raises:
+        UserError: the image side is not 32 or 64 px, or the training split is smaller than a batch.
+    """
+    train = _training_split(settings, "tiny-imagen", (32, 64))
+    tokenizer, clip = fit_text(train, steps=settings.clip_steps, batch_size=settings.batch_size, seed=settings.seed)
+    colours = 1 if train.schema.image_mode == "L" else 3
+    patch = train.schema.image_size // _GRID
+    small, large = colours * (patch // 2) ** 2, colours * patch**2
+    pipeline = ImagenPipeline(
+        tokenizer=tokenizer,
+        text_encoder=clip.text_model.eval(),
+        unet=_denoiser("unet", settings, clip, in_channels=small, out_channels=small),
+        scheduler=_scheduler(**_THRESHOLDING),
+        super_resolution_unet=_denoiser(
+            "super-resolution-unet", settings, clip, in_channels=large + small, out_channels=large, class_embed_type="timestep"
+        ),
+        # The large image has more channels a place than the denoiser can carry noise of; what it shows is far less than they hold.
+        super_resolution_scheduler=_scheduler(prediction_type="sample", **_THRESHOLDING),
+        patch_size=patch // 2,
+        super_resolution_patch_size=patch,
+        max_noise_level=settings.max_noise_level,
+        noise_level=settings.noise_level,
+    )
+    return _write(pipeline, clip, train, settings)
+
+
+# Dynamic thresholding, Saharia et al. 2022, arXiv 2205.11487, section 2.3; diffusers' default of the last one, 1, would clip instead.
+_THRESHOLDING: dict[str, Any] = {"thresholding": True, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 100.0}
+
+
+def _training_split(settings: FittedSettings, family: str, sides: tuple[int, ...]) -> Cohort:
     require_free(settings.out)
-    cohort = Cohort.load(settings.cohort)
-    train = cohort.split("train")
-    side = cohort.schema.image_size
-    if side < 2 * _LATENT_SIDE or side & (side - 1):
-        raise UserError(f"{settings.cohort}: images of {side} px; tiny-latent wants 32, 64, 128 or 256 (import again with --size)")
+    train = Cohort.load(settings.cohort).split("train")
+    side = train.schema.image_size
+    if side not in sides:
+        wanted = ", ".join(map(str, sides[:-1])) + f" or {sides[-1]}"
+        raise UserError(f"{settings.cohort}: images of {side} px; {family} wants {wanted} (import again with --size)")
     if len(train) < settings.batch_size:
         raise UserError(f"{settings.cohort}: {len(train)} training images, fewer than one batch of {settings.batch_size}")
-    tokenizer = _fit_tokenizer(sorted(set(train.table["prompt"])))
-    clip = _fit_clip(train, tokenizer, settings)
-    _spread_text_states(clip, tokenizer, sorted(set(train.table["prompt"])))
-    vae = _fit_autoencoder(train, settings)
-    pipeline = _assemble(tokenizer, clip, vae, side, settings)
-    with new_folder(settings.out) as folder, quiet_libraries():
-        pipeline.save_pretrained(folder, safe_serialization=True)
-        clip.save_pretrained(folder / "clip", safe_serialization=True)
-        pipeline.feature_extractor.save_pretrained(folder / "clip")
-        write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), modality=cohort.schema.modality))
-    return settings.out
+    return train
 
 
-def _assemble(tokenizer: CLIPTokenizer, clip: CLIPModel, vae: AutoencoderKL, side: int, settings: TinySettings) -> StableDiffusionPipeline:
-    width, channels = settings.width, vae.config.latent_channels
-    with seeded(settings.seed, "unet"):
-        unet = UNet2DConditionModel(
-            sample_size=_LATENT_SIDE,
-            in_channels=channels,
-            out_channels=channels,
+def _denoiser(purpose: str, settings: FittedSettings, clip: CLIPModel, **channels: Any) -> UNet2DConditionModel:
+    width = settings.width
+    with seeded(settings.seed, purpose):
+        return UNet2DConditionModel(
+            sample_size=_GRID,
             block_out_channels=(width, width * 2, width * 2),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -94,137 +149,39 @@ def _assemble(tokenizer: CLIPTokenizer, clip: CLIPModel, vae: AutoencoderKL, sid
             cross_attention_dim=clip.config.text_config.hidden_size,
             attention_head_dim=4,  # diffusers reads it as the number of heads
             norm_num_groups=8,
+            **channels,
         )
-    scheduler = DPMSolverMultistepScheduler(
+
+
+def _scheduler(prediction_type: str = "v_prediction", **options: Any) -> DPMSolverMultistepScheduler:
+    return DPMSolverMultistepScheduler(
         beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
+        prediction_type=prediction_type,
         algorithm_type="dpmsolver++",
         timestep_spacing="trailing",
         steps_offset=1,
-    )
-    extractor = CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=clip.text_model.eval(),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=extractor,
-        requires_safety_checker=False,
+        **options,
     )
 
 
-class seeded:
-    """Draw module initialisations from a named seed, and leave the global state as it was."""
-
-    def __init__(self, seed: int, purpose: str) -> None:
-        self._seed, self._fork = derive_seed(seed, purpose), torch.random.fork_rng()
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.default_generator.manual_seed(self._seed)
-
-    def __exit__(self, *error: object) -> None:
-        self._fork.__exit__(None, None, None)
+def _extractor(side: int) -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def _fit_tokenizer(prompts: list[str]) -> CLIPTokenizer:
-    """A byte-level BPE tokenizer whose limit is the longest prompt, rounded up to a multiple of eight, at most CLIP's 77."""
-    empty = CLIPTokenizer()
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    bpe.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # named first: the trainer numbers what it finds itself in any order
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        special_tokens=[START, END, *letters, *(f"{letter}</w>" for letter in letters)],  # a word may end in any byte
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    bpe.train_from_iterator(prompts, trainer)
-    vocab = bpe.get_vocab()
-    merges = [tuple(merge) for merge in _merges(bpe)]
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges)
-    longest = max(len(ids) for ids in tokenizer(prompts).input_ids)
-    limit = min(77, 8 * math.ceil(longest / 8))
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max(limit, 16))
-
-
-def _merges(bpe: Tokenizer) -> list[list[str]]:
-    import json
-
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-
-
-def _fit_clip(train: Cohort, tokenizer: CLIPTokenizer, settings: TinySettings) -> CLIPModel:
-    """CLIP (Radford et al. 2021, arXiv 2103.00020). Cohorts repeat prompts, so every image of a prompt is a positive of it."""
-    side = train.schema.image_size
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        projection_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        projection_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=side,
-        patch_size=side // 8,
-    )
-    with seeded(settings.seed, "clip"):
-        clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64))
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-3, weight_decay=0.01)
-    unique, codes = np.unique(train.table["prompt"], return_inverse=True)
-    tokens = tokenizer(list(unique), padding="max_length", truncation=True, return_tensors="pt").input_ids
-    with track("clip", settings.clip_steps) as bar:
-        for step in range(settings.clip_steps):
-            rows = generator(settings.seed, "clip", step).integers(len(train), size=settings.batch_size)
-            images = (to_tensor(train.pixels(rows), 3) - 0.5) / 0.5
-            prompts = torch.from_numpy(codes[rows])
-            output = clip(input_ids=tokens[prompts], pixel_values=images)
-            target = (prompts[:, None] == prompts[None]).float()
-            target = target / target.sum(1, keepdim=True)
-            loss = (F.cross_entropy(output.logits_per_image, target) + F.cross_entropy(output.logits_per_text, target)) / 2
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            bar.advance(note=f"loss {loss.item():.3f}")
-    return clip.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _spread_text_states(clip: CLIPModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> None:
-    """Centre the token states and scale them until prompts differ by about one unit a dimension.
-
-    Prompts of one cohort share most of their words, and so most of their states: with a spread of 0.08 around a common value the
-    denoiser needs several times as many steps to notice what the prompt says. Cosines of the contrastive loss are nearly untouched.
-    """
-    if len(prompts) < 2:
-        return
-    tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    states = clip.text_model(input_ids=tokens).last_hidden_state  # (prompts, tokens, width)
-    scale = float((1 / states.std(0, unbiased=False).square().mean().sqrt().clamp_min(1e-6)).clamp(1, _MOST_SPREAD))
-    norm = clip.text_model.final_layer_norm
-    norm.bias.copy_((norm.bias - states.mean((0, 1))) * scale)
-    norm.weight.mul_(scale)
+def _write(pipeline: DiffusionPipeline, clip: CLIPModel, train: Cohort, settings: FittedSettings) -> Path:
+    with new_folder(settings.out) as folder, quiet_libraries():
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        clip.save_pretrained(folder / "clip", safe_serialization=True)
+        _extractor(train.schema.image_size).save_pretrained(folder / "clip")
+        write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), modality=train.schema.modality))
+    return settings.out
 
 
 def _fit_autoencoder(train: Cohort, settings: TinySettings) -> AutoencoderKL:
     """An autoencoder down to 16 x 16, by mean squared error and a light KL; scaled so that latents have unit variance."""
     side, mode = train.schema.image_size, train.schema.image_mode
     channels = 1 if mode == "L" else 3
-    levels = int(math.log2(side // _LATENT_SIDE)) + 1
+    levels = int(math.log2(side // _GRID)) + 1
     latent = settings.latent_channels or (4 if side <= 32 else 8 if channels == 1 else 12)
     with seeded(settings.seed, "autoencoder"):
         vae = AutoencoderKL(
@@ -264,4 +221,11 @@ def _latent_scale(vae: AutoencoderKL, train: Cohort, channels: int) -> float:
     return float(1 / means.std().clamp_min(1e-6))
 
 
-TINY_FAMILIES = {"tiny-latent": init_tiny_latent}
+class TinyFamily(NamedTuple):
+    """A family of ``evenhand model init``."""
+
+    settings: type[FittedSettings]
+    init: Callable[[Any], Path]
+
+
+TINY_FAMILIES = {"tiny-latent": TinyFamily(TinySettings, init_tiny_latent), "tiny-imagen": TinyFamily(TinyImagenSettings, init_tiny_imagen)}

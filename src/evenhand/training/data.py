@@ -17,7 +17,9 @@ from evenhand.core.progress import console
 from evenhand.core.randomness import derive_seed, torch_generator
 from evenhand.engine.batching import Batches
 from evenhand.engine.latents import LatentCache, latent_cache
+from evenhand.models.denoise import Condition
 from evenhand.models.pipelines import overlong
+from evenhand.models.stages import Stage
 from evenhand.training.settings import TrainSettings
 from evenhand.training.state import TrainingState
 from evenhand.training.weighting import GroupCodes
@@ -32,6 +34,7 @@ class Piece:
     noise: torch.Tensor  # (B, C, h, w)
     timesteps: torch.Tensor  # (B,)
     text: torch.Tensor  # (B, tokens, width)
+    condition: Condition | None  # what else the denoiser is given
     groups: GroupCodes
     generator: torch.Generator
 
@@ -49,6 +52,7 @@ class Gathered:
 class TrainingData:
     """The training split behind a latent cache."""
 
+    stage: Stage
     cache: LatentCache
     batches: Batches
     codes: Mapping[str, np.ndarray]
@@ -75,7 +79,7 @@ class TrainingData:
             console.print(
                 f"[yellow]warning[/]: {len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut"
             )
-        cache = latent_cache(state.pipeline, cohort, accelerator, state.model_sha256)
+        cache = latent_cache(state.stage, cohort, accelerator, state.model_sha256)
         codes = {
             name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)
             for name, groups in state.groups.items()
@@ -84,6 +88,7 @@ class TrainingData:
         rows.insert(0, "sha256", cohort.image_hashes())
         content = hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()
         return cls(
+            stage=state.stage,
             cache=cache,
             batches=Batches(len(cohort), settings.batch_size, settings.seed, state.population.joint),
             codes=codes,
@@ -115,25 +120,26 @@ class TrainingData:
         mean, std = self.cache.latents(rows)
         text = self.cache.embeddings(rows)
         fresh, noise, timesteps = torch.empty_like(mean), torch.empty_like(mean), torch.empty(len(rows), dtype=torch.int64)
-        for i, place in enumerate(places.tolist()):
-            # by place, not by row: a row that is drawn twice has other noise, and methods that draw other rows see the same noise
-            draws = torch_generator(self.settings.seed, "sample", step, place)
+        # by place, not by row: a row that is drawn twice has other noise, and methods that draw other rows see the same noise
+        own = [torch_generator(self.settings.seed, "sample", step, place) for place in places.tolist()]
+        for i, draws in enumerate(own):
             fresh[i].normal_(generator=draws)
             noise[i].normal_(generator=draws)
             timesteps[i] = self._timestep(draws)
             if torch.rand((), generator=draws) < self.settings.caption_dropout:
                 text[i] = self.cache.silent
         groups = {name: torch.from_numpy(codes[rows]) for name, codes in self.codes.items()}
-        draws = torch_generator(self.settings.seed, "weights", step, int(places[0]))
         latents = mean + std * fresh
+        condition = self.stage.training_condition(latents, own)
         return Piece(
             rows=rows,
             latents=latents.to(self.device),
             noise=noise.to(self.device),
             timesteps=timesteps.to(self.device),
             text=text.to(self.device),
+            condition=condition.to(self.device) if condition is not None else None,
             groups=groups,
-            generator=draws,
+            generator=torch_generator(self.settings.seed, "weights", step, int(places[0])),
         )
 
     def _timestep(self, draws: torch.Generator) -> int:

@@ -58,17 +58,21 @@ class Probe:
         if absent and accelerator.is_main_process:
             console.print(f"[yellow]warning[/]: fewer than two validation images of {', '.join(absent)}; settings are judged without")
         rows = np.concatenate([_tiled(np.flatnonzero(groups == name), size, settings.seed, name) for name in names])
-        cache = latent_cache(state.pipeline, cohort, accelerator, state.model_sha256)
+        cache = latent_cache(state.stage, cohort, accelerator, state.model_sha256)
         timesteps = (np.arange(size) + 0.5) * state.schedule.config.num_train_timesteps / size
         noise = torch.stack([torch.randn(cache.mean.shape[1:], generator=torch_generator(settings.seed, "probe", i)) for i in range(size)])
 
         def piece(places: np.ndarray) -> Piece:
+            latents, _ = cache.latents(rows[places])
+            own = [torch_generator(settings.seed, "probe-condition", i) for i in (places % size).tolist()]
+            condition = state.stage.training_condition(latents, own)
             return Piece(
                 rows=rows[places],
-                latents=cache.latents(rows[places])[0].to(accelerator.device),
+                latents=latents.to(accelerator.device),
                 noise=noise[places % size].to(accelerator.device),
                 timesteps=torch.from_numpy(timesteps[places % size].astype(np.int64)).to(accelerator.device),
                 text=cache.embeddings(rows[places]).to(accelerator.device),
+                condition=condition.to(accelerator.device) if condition is not None else None,
                 groups={},
                 generator=torch_generator(settings.seed, "probe"),
             )
@@ -145,20 +149,20 @@ class Forks:
         """Train ``steps`` steps and come back; arms of one replica see the same noise and timesteps at the same places."""
         if not self._steps:
             self._save("start")
-        data, averaged = self._data.replica(replica), [torch.zeros_like(parameter) for parameter in self._state.parameters]
+        data, averaged = self._data.replica(replica), [torch.zeros_like(parameter) for parameter in self._state.learner.parameters]
         last, log = min(self._plan.averaged, steps), self._log.branch()
         for done in range(steps):
             if self._stopping():
                 raise Stopped
             self._step(data, odds, log)
             if done >= steps - last:
-                for mean, parameter in zip(averaged, self._state.parameters, strict=True):
+                for mean, parameter in zip(averaged, self._state.learner.parameters, strict=True):
                     mean.add_(parameter.detach(), alpha=1 / last)
         name = f"arm-{self._steps}"
         self._steps += steps
         self._branches[name] = log
         self._save(name)
-        for mean, parameter in zip(averaged, self._state.parameters, strict=True):
+        for mean, parameter in zip(averaged, self._state.learner.parameters, strict=True):
             parameter.data.copy_(mean)
         losses = self._probe.losses(self._measure, self._accelerator)
         self._restore("start", learnt=self._state.method.state_dict())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -17,11 +15,13 @@ from evenhand.core.progress import console, track
 from evenhand.engine.checkpoints import load_latest, save_checkpoint
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.engine.losses import min_snr_weights, per_sample_loss, target_of
+from evenhand.engine.runs import CONFIG_FILE, StopSignal, any_rank, check_folder
+from evenhand.models.denoise import predict
 from evenhand.training.data import Piece, TrainingData
 from evenhand.training.forks import Forks
 from evenhand.training.log import TrainingLog
 from evenhand.training.population import resolved
-from evenhand.training.run import check_folder, publish
+from evenhand.training.run import publish, resumable
 from evenhand.training.settings import TrainResult, TrainSettings
 from evenhand.training.state import TrainingState
 
@@ -41,21 +41,21 @@ def train(settings: TrainSettings) -> TrainResult:
             held.enter_context(claim(settings.out))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            check_folder(settings)
+            check_folder(settings, resumable(settings))
         state = TrainingState.create(settings, accelerator)
         data = TrainingData.prepare(settings, state, accelerator)
         checkpoint = load_latest(settings.out / "checkpoints", quiet=not accelerator.is_main_process) if settings.resume else None
         if checkpoint is not None:
             state.restore(checkpoint, data.fingerprint)
         if accelerator.is_main_process:  # not before: a run with a fault in its input has not begun
-            settings.save(settings.out / "config.yaml")
+            settings.save(settings.out / CONFIG_FILE)
         log = TrainingLog(settings.out / "log.jsonl", data.groups, state.step, active=accelerator.is_main_process)
-        stop = held.enter_context(_StopSignal())
+        stop = held.enter_context(StopSignal())
         return _run(settings, accelerator, state, data, log, stop)
 
 
 def _run(
-    settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, log: TrainingLog, stop: _StopSignal
+    settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData, log: TrainingLog, stop: StopSignal
 ) -> TrainResult:
     started, first = time.perf_counter(), state.computed
     forks = _forks(settings, accelerator, state, data, log, stop)
@@ -63,7 +63,7 @@ def _run(
         while state.computed < settings.steps:
             before, loss = state.computed, math.nan
             forked = forks is not None and forks.look()
-            stopping = _any_rank(stop.seen, accelerator)
+            stopping = any_rank(stop.seen, accelerator)
             if not forked and not stopping:
                 loss = training_step(settings, accelerator, state, data, state.method.odds(state.step), log)
             bar.advance(state.computed - before, note="settings tried" if forked else f"loss {loss:.4f}")
@@ -87,7 +87,7 @@ def _forks(
     state: TrainingState,
     data: TrainingData,
     log: TrainingLog,
-    stop: _StopSignal,
+    stop: StopSignal,
 ) -> Forks | None:
     """What a method that tries settings trains its arms with."""
     if state.method.fork_plan is None:
@@ -100,7 +100,7 @@ def _forks(
         settings, accelerator, state, data, state.method.fork_plan, log,
         step=lambda data, odds, log: training_step(settings, accelerator, state, data, odds, log),
         measure=lambda piece: _losses(settings, state, piece),
-        stopping=lambda: _any_rank(stop.seen, accelerator),
+        stopping=lambda: any_rank(stop.seen, accelerator),
     )  # fmt: skip
 
 
@@ -117,22 +117,22 @@ def training_step(
     pieces = data.batch(state.step, odds)
     losses = []
     for place, piece in enumerate(pieces):
-        with _synchronised(accelerator, state.denoiser, last=place == len(pieces) - 1):
+        with _synchronised(accelerator, state.learner.denoiser, last=place == len(pieces) - 1):
             per_sample = _losses(settings, state, piece)
             weights = state.method.weights(piece.groups, state.step, piece.generator).to(per_sample)
             if settings.min_snr is not None:
                 weights = weights * min_snr_weights(state.schedule, piece.timesteps, settings.min_snr)
             accelerator.backward((weights * per_sample).mean() / len(pieces))
             losses.append(per_sample.detach())
-    norm = accelerator.clip_grad_norm_(state.parameters, settings.clip)
+    norm = accelerator.clip_grad_norm_(state.learner.parameters, settings.clip)
     gathered = data.gather(pieces, torch.cat(losses), accelerator)
     finite = bool(torch.isfinite(gathered.losses).all() and torch.isfinite(norm))  # equal on all ranks: both are reduced
-    if finite or state.scaler is not None:  # an fp16 scaler skips by itself, and must see the overflow to lower its scale
-        state.optimizer.step()
+    if finite or state.learner.scaler is not None:  # an fp16 scaler skips by itself, and must see the overflow to lower its scale
+        state.learner.optimizer.step()
     if finite:
-        state.averages.update()
+        state.learner.averages.update()
         state.method.observe(gathered.losses, gathered.timesteps, gathered.groups)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.learner.optimizer.zero_grad(set_to_none=True)
     state.count(finite, settings.max_skipped)
     log.record(state, gathered, learning_rate, float(norm), finite, settings.log_every)
     return float(gathered.losses.mean())
@@ -141,7 +141,7 @@ def training_step(
 def _losses(settings: TrainSettings, state: TrainingState, piece: Piece) -> torch.Tensor:
     noisy = state.schedule.add_noise(piece.latents, piece.noise, piece.timesteps)
     target = target_of(state.schedule, piece.latents, piece.noise, piece.timesteps)
-    prediction = state.denoiser(noisy, piece.timesteps, encoder_hidden_states=piece.text, return_dict=False)[0]
+    prediction = predict(state.learner.denoiser, noisy, piece.timesteps, piece.text, piece.condition)
     return per_sample_loss(prediction, target)
 
 
@@ -151,32 +151,3 @@ def _synchronised(accelerator: Accelerator, model: torch.nn.Module, *, last: boo
     if not last:
         stack.enter_context(accelerator.no_sync(model))
     return stack
-
-
-def _any_rank(flag: bool, accelerator: Accelerator) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
-
-
-class _StopSignal:
-    """SIGTERM and SIGINT set a flag; the loop saves at the end of the step."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def __enter__(self) -> _StopSignal:
-        try:
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: whoever owns it handles signals
-            self._before = {}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.seen and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.seen = True

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 
 from evenhand.core.artifacts import new_folder, provenance, read_json, write_json
-from evenhand.core.errors import UserError
-from evenhand.engine.checkpoints import checkpoint_folders
 from evenhand.models.adapters import merge_lora, save_lora
-from evenhand.models.pipelines import quiet_libraries
+from evenhand.models.pipelines import keep_clip, model_provenance, quiet_libraries, stage_of
 from evenhand.training.data import TrainingData
 from evenhand.training.plots import plot_method
 from evenhand.training.settings import RESUMABLE, TrainSettings
@@ -19,52 +16,34 @@ from evenhand.training.state import TrainingState, trainable_pipeline
 from evenhand.training.weighting import METHODS
 
 
-def check_folder(settings: TrainSettings) -> None:
-    """Whether a run may begin in ``settings.out``, or go on there with ``--resume``.
-
-    Raises:
-        UserError: the folder holds something else, or settings differ that would change the result.
-    """
-    config = settings.out / "config.yaml"
-    if config.is_file():
-        _same_run(settings, config)
-    elif [file for file in settings.out.iterdir() if not file.name.startswith(".")]:
-        raise UserError(f"{settings.out}: not empty, and not a run; choose another --out")
-
-
-def _same_run(settings: TrainSettings, config: Path) -> None:
-    if not settings.resume:
-        done = checkpoint_folders(settings.out / "checkpoints")
-        at = f" at step {int(done[-1].name.removeprefix('step-'))}" if done else ""
-        raise UserError(f"{settings.out}: holds a run{at} already; go on with --resume, or choose another --out")
-    before, now = yaml.safe_load(config.read_text()), settings.model_dump(mode="json")
-    for key, value in now.items():
-        schedule_bound = key == "steps" and (settings.schedule == "cosine" or METHODS[settings.method].paced)
-        if (key not in RESUMABLE or schedule_bound) and before.get(key) != value:
-            raise UserError(
-                f"{config}: --resume with {key} = {value!r}, but the run began with {before.get(key)!r}; keep it, or choose another --out"
-            )
+def resumable(settings: TrainSettings) -> list[str]:
+    """Settings that may differ when a run goes on: what is computed stays the same."""
+    schedule_bound = settings.schedule == "cosine" or METHODS[settings.method].paced
+    return [name for name in RESUMABLE if name != "steps" or not schedule_bound]
 
 
 def publish(settings: TrainSettings, state: TrainingState, data: TrainingData, accelerator: Accelerator) -> Path:
     """Write the model with averaged weights as ``OUT/model``; a LoRA run adds ``OUT/lora`` and folds it into the model."""
     target = settings.out / "model"
-    weights = state.averaged_weights()  # every rank takes part: its weights may be sharded
+    weights = state.learner.averaged_weights()  # every rank takes part: its weights may be sharded
     if accelerator.is_main_process and _steps_behind(target) != state.step:
-        pipeline, _ = trainable_pipeline(settings)
-        pipeline.unet.load_state_dict(weights, strict=False)
+        pipeline = trainable_pipeline(settings)
+        unet = stage_of(pipeline, settings.stage).unet
+        unet.load_state_dict(weights, strict=False)
         if settings.lora is not None:
             with new_folder(settings.out / "lora", replace=True) as folder:
-                save_lora(pipeline, folder)
-            merge_lora(pipeline)
+                save_lora(unet, folder)
+            merge_lora(unet)
         with new_folder(target, replace=True) as folder, quiet_libraries():
             pipeline.save_pretrained(folder, safe_serialization=True)
+            keep_clip(settings.model, folder)
             facts = {
                 "trained_on": str(settings.cohort),
                 **data.fingerprint,
                 "steps": state.step,
                 "lost_steps": state.lost,
                 "skipped": state.skipped,
+                "model_provenance": model_provenance(settings.model),  # a cascade's stages may have seen different cohorts
             }
             write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), seed=settings.seed, **facts))
     if accelerator.is_main_process:

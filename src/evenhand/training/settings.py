@@ -26,6 +26,7 @@ class TrainSettings(Settings):
     model: str = Field(description="diffusers folder, run folder, or hub id")
     cohort: Path
     out: Path
+    stage: str = Field("base", description="which denoiser of the pipeline is trained; a cascade has super-resolution too")
     method: str = Field("uniform", description="a key of METHODS, or auto: sampling balanced by square root")
     form: str | None = Field(None, description="bayesian_perturbation: robust or reference")
     window: int | None = Field(None, description="reference form: steps between proposals")
@@ -45,7 +46,7 @@ class TrainSettings(Settings):
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the weight average; 0 keeps none")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of prompts left out, for classifier-free guidance")
     min_snr: float | None = Field(None, gt=0, description="gamma of min-SNR weighting, for example 5")
-    prediction: Literal["epsilon", "v_prediction"] | None = Field(None, description="default: what the model was trained with")
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = Field(None, description="default: what the model was trained with")
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
     lora: int | None = Field(None, ge=1, description="rank; default trains every weight of the denoiser")
     gradient_checkpointing: bool = False
