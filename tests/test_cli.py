@@ -93,7 +93,7 @@ def test_misspelt_names_are_answered_with_near_ones(
         ),
         (
             ["model", "init", "tiny-latnet", tmp_path / "out", "--cohort", brain],
-            "model init: unknown family 'tiny-latnet'; did you mean 'tiny-latent'? There is: tiny-latent",
+            "model init: unknown family 'tiny-latnet'; did you mean 'tiny-latent' or 'tiny-imagen'? There is: tiny-latent, tiny-imagen",
         ),
         (
             ["classifier", "train", "--cohort", brain, "--target", "sex", "--out", tmp_path / "out", "--arch", "vitt"],

@@ -25,6 +25,11 @@ def story(tmp_path_factory):
         solver_steps=2,
         guidance_scale=1.0,
         judge_epochs=0.5,
+        guide_images=200,
+        guide_steps=40,
+        align_iterations=2,
+        align_batch=4,
+        validation_images=20,
     )
     return settings, run_quickstart(settings)
 
@@ -33,15 +38,17 @@ def test_every_chapter_leaves_its_folder(story):
     settings, report = story
     assert report == settings.out / "report.html"
     assert "<html" in report.read_text()
-    for name in ("real/cohort.json", "initial/model_index.json", "run/model/model_index.json", "generated/cohort.json", "audit.json"):
+    for name in ("real/cohort.json", "initial/model_index.json", "run/model/model_index.json", "generated/cohort.json", "audit.json",
+                 "aligned/model/model_index.json", "generated-aligned/cohort.json", "audit-aligned.json"):  # fmt: skip
         assert (settings.out / name).is_file(), name
     assert set(Cohort.load(settings.out / "generated").table["sex"]) == {"unspecified"}
-    assert json.loads((settings.out / "oracle.json").read_text())["n"] == 24
+    assert json.loads((settings.out / "oracle-generated.json").read_text())["n"] == 24
 
 
 def test_a_second_run_makes_nothing_twice(story):
     settings, _ = story
-    made = ("real/cohort.parquet", "initial/model_index.json", "run/model/model_index.json", "generated/cohort.parquet")
+    made = ("real/cohort.parquet", "initial/model_index.json", "run/model/model_index.json", "generated/cohort.parquet",
+            "aligned/model/model_index.json", "generated-aligned/cohort.parquet")  # fmt: skip
     before = [(settings.out / name).stat().st_mtime_ns for name in made]
     run_quickstart(settings)
     assert [(settings.out / name).stat().st_mtime_ns for name in made] == before

@@ -83,7 +83,7 @@ def quickstart(
 
 @cohort_app.command("import")
 def cohort_import(
-    source: Annotated[str, typer.Argument(help="chexpert, fairgenmed, ham10000, nih-cxr or table.")],
+    source: Annotated[str, typer.Argument(help="brats18, chexpert, fairgenmed, ham10000, nih-cxr, roco or table.")],
     raw: Annotated[Path, typer.Argument(help="Folder of the raw data set (or the table file, for 'table').")],
     out: Annotated[Path, typer.Argument(help="The cohort to write.")],
     size: Annotated[int | None, typer.Option(help="Side in pixels. [default: the first image's shorter side, at most 512]")] = None,
@@ -103,11 +103,20 @@ def cohort_import(
     demographics: Annotated[
         Path | None, typer.Option(help="chexpert: workbook of race and ethnicity. [default: RAW's CHEXPERT DEMO.xlsx]")
     ] = None,
-    modality: Annotated[str | None, typer.Option(help="table: what the images are.")] = None,
+    slices: Annotated[
+        Literal["tumour", "brain", "all"] | None, typer.Option(help="brats18: which slices may be taken. [default: brain]")
+    ] = None,
+    slices_per_subject: Annotated[int | None, typer.Option(help="brats18: so many at most, evenly spaced. [default: 5]")] = None,
+    sex_table: Annotated[Path | None, typer.Option(help="brats18: table of subject_id and sex.")] = None,
+    name_mapping: Annotated[Path | None, typer.Option(help="brats18: name_mapping.csv of BraTS 2020, with --clinical.")] = None,
+    clinical: Annotated[Path | None, typer.Option(help="brats18: TCGA's clinical table, with --name-mapping.")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="brats18: flair, t1, t1ce or t2 [default: flair]; table: what the images are.")
+    ] = None,
     synthetic: Annotated[bool | None, typer.Option("--synthetic", help="table: images of a generator.")] = None,
     mode: Annotated[Literal["L", "RGB"] | None, typer.Option(help="Image mode. [default: the first image's]")] = None,
     name: Annotated[str | None, typer.Option(help="table: name of the cohort.")] = None,
-    licence: Annotated[str | None, typer.Option(help="table: licence of the images.")] = None,
+    licence: Annotated[str | None, typer.Option(help="roco: licences to take, by commas; table: licence of the images.")] = None,
     config: Config = None,
     seed: Seed = None,
 ) -> None:
@@ -129,6 +138,11 @@ def cohort_import(
         conditions=_columns(conditions),
         uncertain=uncertain,
         demographics=demographics,
+        slices=slices,
+        slices_per_subject=slices_per_subject,
+        sex_table=sex_table,
+        name_mapping=name_mapping,
+        clinical=clinical,
         modality=modality,
         synthetic=synthetic,
         mode=mode,
@@ -181,18 +195,19 @@ def cohort_merge(a: Path, b: Path, out: Path) -> None:
 
 @model_app.command("init")
 def model_init(
-    family: Annotated[str, typer.Argument(help="tiny-latent.")],
+    family: Annotated[str, typer.Argument(help="tiny-latent or tiny-imagen.")],
     out: Annotated[Path, typer.Argument(help="The model folder to write.")],
     cohort: Annotated[Path, typer.Option(help="The cohort it is fitted on.")],
     config: Config = None,
     seed: Seed = None,
 ) -> None:
-    """Fit tokenizer, CLIP and autoencoder on a cohort: a complete Stable Diffusion pipeline at small size, still untrained."""
-    from evenhand.models.tiny import TINY_FAMILIES, TinySettings
+    """Fit the text side on a cohort, and an autoencoder for tiny-latent: a complete pipeline at small size, still untrained."""
+    from evenhand.models.tiny import TINY_FAMILIES
 
     if family not in TINY_FAMILIES:
         raise UserError(f"model init: unknown family {family!r}; {did_you_mean(family, TINY_FAMILIES)}")
-    print(TINY_FAMILIES[family](TinySettings.resolve(config, cohort=cohort, out=out, seed=seed)))
+    settings, init = TINY_FAMILIES[family]
+    print(init(settings.resolve(config, cohort=cohort, out=out, seed=seed)))
 
 
 @app.command()
@@ -200,6 +215,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="Diffusers folder, run folder, or hub id.")] = None,
     cohort: Annotated[Path | None, typer.Option(help="The cohort; its training split is used.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Of a cascade: base or super-resolution. [default: base]")] = None,
     method: Annotated[
         str | None,
         typer.Option(help="auto, uniform, inverse_frequency, group_dro, random_perturbation, bayesian_perturbation."),
@@ -258,6 +274,54 @@ def classifier_train(
     classifier = train_classifier(settings)
     auc = "undefined" if classifier.auc is None else f"{classifier.auc:.3f}"
     print(f"{settings.out}: AUC {auc} on {classifier.facts['n']['test']} held-out images")
+
+
+@app.command()
+def align(
+    model: Annotated[str | None, typer.Option(help="Diffusers folder, run folder, or hub id.")] = None,
+    guide: Annotated[list[Path] | None, typer.Option(help="Classifier that guides; may be given several times.")] = None,
+    held_out_guide: Annotated[
+        list[Path] | None, typer.Option(help="Classifier that tells when to stop. [default: the last --guide of each attribute]")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help='A cohort, whose mix is used, or "sex=male:0.5,female:0.5".')] = None,
+    prompts: Annotated[str | None, typer.Option(help="A cohort, or a text file with one prompt a line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Of a cascade: base or super-resolution. [default: base]")] = None,
+    form: Annotated[Literal["kl", "transport"] | None, typer.Option(help="What pulls the batch to the target. [default: kl]")] = None,
+    path: Annotated[
+        Literal["adjusted", "truncated", "full"] | None, typer.Option(help="How gradient reaches the denoiser. [default: adjusted]")
+    ] = None,
+    carrying: Annotated[str | None, typer.Option(help="Solver steps with gradient: all, half, first:K, last:K.")] = None,
+    solver_steps: Annotated[int | None, typer.Option(help="As in generation: the mix moves with it. [default: 20]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="As in generation. [default: 1]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images an iteration, over all processes. [default: 24]")] = None,
+    iterations: Annotated[int | None, typer.Option(help="At most. [default: 60]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-5]")] = None,
+    consistency: Annotated[float | None, typer.Option(help="Weight of CLIP-consistency. [default: 1]")] = None,
+    consistency_encoder: Annotated[list[Path] | None, typer.Option(help="CLIP or DINOv2 folder. [default: the model's own CLIP]")] = None,
+    anchor: Annotated[float | None, typer.Option(help="Weight of real images, in norms of the alignment's gradient. [default: 0]")] = None,
+    anchor_cohort: Annotated[Path | None, typer.Option(help="Those real images. [default: the target, where it is a cohort]")] = None,
+    lora: Annotated[int | None, typer.Option(help="Tune a LoRA of this rank instead of every weight.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Total variation at which it ends. [default: 0.02]")] = None,
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16"] | None, typer.Option(help="[default: auto]")] = None,
+    resume: Annotated[bool | None, typer.Option("--resume", help="Go on where the run stopped.")] = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Tune a model on its own images until they have a target mix. For many devices: accelerate launch -m evenhand align ..."""
+    given = {key: value for key, value in locals().items() if key != "config"}
+    from evenhand.alignment.settings import AlignSettings
+    from evenhand.alignment.tune import align as run
+
+    result = run(AlignSettings.resolve(config, **given))
+    if result.interrupted:
+        if _first_rank():
+            print(f"interrupted at iteration {result.iterations} and saved; go on with --resume", file=sys.stderr)
+        raise typer.Exit(143)
+    if _first_rank():
+        if not result.reached:
+            console.print(f"[yellow]warning[/]: nearest to the target at iteration {result.kept}, total variation {result.distance:.3f}")
+        print(f"{result.model}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The whole story on phantoms, from nothing: a cohort with a rare group, a model, a generated cohort, an audit, a report.
+"""The whole story on phantoms, from nothing: a cohort with a rare group, a biased model, an audit, an alignment, an audit, a report.
 
 Each chapter leaves a folder; run again, it goes on where it stopped.
 """
@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
+from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.tune import align
 from evenhand.audit.run import AuditSettings, audit_cohorts
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.phantoms import MODALITIES
@@ -17,7 +19,9 @@ from evenhand.cohorts.phantoms.cohort import find_modality, write_phantoms
 from evenhand.core.artifacts import claim, write_json
 from evenhand.core.config import Settings
 from evenhand.core.progress import console
+from evenhand.engine.runs import CONFIG_FILE
 from evenhand.generation.generate import GenerateSettings, generate
+from evenhand.models.classifiers import ClassifierSettings, train_classifier
 from evenhand.models.tiny import TinySettings, init_tiny_latent
 from evenhand.report.html import write_report
 from evenhand.training.loop import train
@@ -40,6 +44,11 @@ class QuickstartSettings(Settings):
     solver_steps: int = Field(25, ge=1)
     guidance_scale: float = Field(1.0, ge=1, description="above 1 the larger group grows")
     judge_epochs: float = Field(3, gt=0)
+    guide_images: int = Field(600, ge=20, description="of each of two cohorts that guides are trained on")
+    guide_steps: int = Field(150, ge=1)
+    align_iterations: int = Field(40, ge=1, description="at most")
+    align_batch: int = Field(24, ge=2)
+    validation_images: int = Field(300, ge=20)
     seed: int = 0
 
 
@@ -55,13 +64,24 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
         settings.save(out / "quickstart.yaml")
         _cohort(settings, out / "real")
         _model(settings, out)
-        _generated(settings, out)
-        _compare_with_oracle(settings, out)
-        return _report(settings, out)
+        _say(f"3. {settings.generated} generated images: same conditions as the cohort, no word of any attribute")
+        _generated(settings, out, "run", "generated")
+        _say("4. the audit: who appears, how good the images are by subgroup, whether they show what was asked")
+        _audited(settings, out, "generated", "audit.json")
+        _aligned(settings, out)
+        _say(f"6. {settings.generated} images of the aligned model from the same seeds, and their audit")
+        _generated(settings, out, "aligned", "generated-aligned")
+        _audited(settings, out, "generated-aligned", "audit-aligned.json")
+        return write_report([out / "audit.json", out / "audit-aligned.json"], out / "report.html")
+
+
+def _first_attribute(settings: QuickstartSettings) -> tuple[str, list[str]]:
+    attribute, groups = next(iter(MODALITIES[settings.modality].attributes.items()))
+    return attribute, list(groups)
 
 
 def _cohort(settings: QuickstartSettings, path: Path) -> None:
-    attribute, groups = next(iter(MODALITIES[settings.modality].attributes.items()))
+    attribute, groups = _first_attribute(settings)
     rest = (1 - settings.majority) / (len(groups) - 1)
     shares = {group: settings.majority if place == 0 else rest for place, group in enumerate(groups)}
     mix = f"{attribute}=" + ",".join(f"{group}:{share:.6f}" for group, share in shares.items())
@@ -102,31 +122,78 @@ def _model(settings: QuickstartSettings, out: Path) -> None:
         )
 
 
-def _generated(settings: QuickstartSettings, out: Path) -> None:
-    _say(f"3. {settings.generated} generated images: same conditions as the cohort, no word of any attribute")
-    generate(
+def _generated(settings: QuickstartSettings, out: Path, model: str, name: str) -> None:
+    """Draw with a model, and tell what the oracle sees."""
+    cohort = generate(
         GenerateSettings(
-            model=str(out / "run"),
-            out=out / "generated",
+            model=str(out / model),
+            out=out / name,
             like=out / "real",
             n=settings.generated,
             prompt_attributes=["none"],
             guidance_scale=settings.guidance_scale,
             steps=settings.solver_steps,
             seed=settings.seed,
-            resume=(out / "generated").exists(),
+            resume=(out / name).exists(),
         )
     )
+    facts = oracle_facts(settings.modality, Cohort.load(out / "real"), cohort)
+    write_json(out / f"oracle-{name}.json", facts)
+    for attribute, groups in facts["shares"].items():
+        parts = [f"{group} {share['generated']:.1%} (training cohort {share['training']:.1%})" for group, share in groups.items()]
+        _say(f"   oracle: {attribute}: " + ", ".join(parts))
+    follows = ", ".join(f"{attribute} follows the prompt in {share:.1%}" for attribute, share in facts["follows"].items())
+    _say(f"   oracle: {facts['valid']:.1%} of the images are valid; {follows}")
 
 
-def _report(settings: QuickstartSettings, out: Path) -> Path:
-    _say("4. the audit: who appears, how good the images are by subgroup, whether they show what was asked")
+def _audited(settings: QuickstartSettings, out: Path, name: str, result: str) -> None:
+    attribute, groups = _first_attribute(settings)
     audit_cohorts(
         AuditSettings(
-            real=out / "real", synthetic=out / "generated", out=out / "audit.json", judge_epochs=settings.judge_epochs, seed=settings.seed
+            real=out / "real",
+            synthetic=out / name,
+            out=out / result,
+            target=f"{attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups),
+            judge_epochs=settings.judge_epochs,
+            seed=settings.seed,
         )
     )
-    return write_report([out / "audit.json"], out / "report.html")
+
+
+def _aligned(settings: QuickstartSettings, out: Path) -> None:
+    """Two guides on subjects of their own, then the tuning."""
+    attribute, groups = _first_attribute(settings)
+    target = f"{attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups)
+    _say(f"5. the alignment to {target}: one classifier guides, another one tells when to stop, the audit's judge takes no part")
+    guides = [out / "guides" / name for name in ("guide", "held-out")]
+    for place, guide in enumerate(guides, start=1):
+        cohort = out / "guides" / f"{guide.name}-cohort"
+        if not (cohort / SCHEMA_FILE).exists():
+            write_phantoms(settings.modality, cohort, n=settings.guide_images, size=settings.size, seed=settings.seed + 1000 * place)
+        if not guide.exists():
+            train_classifier(
+                ClassifierSettings(cohort=cohort, target=attribute, out=guide, steps=settings.guide_steps, seed=settings.seed + place)
+            )
+    if not (out / "aligned" / "model").exists():
+        result = align(
+            AlignSettings(
+                model=str(out / "run"),
+                guide=guides[:1],
+                held_out_guide=guides[1:],
+                target=target,
+                prompts=str(out / "real"),
+                out=out / "aligned",
+                solver_steps=settings.solver_steps,
+                guidance_scale=settings.guidance_scale,
+                batch_size=settings.align_batch,
+                iterations=settings.align_iterations,
+                validation_images=settings.validation_images,
+                certified_images=0,
+                seed=settings.seed,
+                resume=(out / "aligned" / CONFIG_FILE).exists(),
+            )
+        )
+        _say(f"   total variation from the target {result.distance:.3f} at iteration {result.kept} of {result.iterations}")
 
 
 def oracle_facts(modality: str, real: Cohort, synthetic: Cohort) -> dict[str, Any]:
@@ -148,16 +215,6 @@ def oracle_facts(modality: str, real: Cohort, synthetic: Cohort) -> dict[str, An
             shown = oracle[name].to_numpy() == synthetic.table[name].to_numpy()
             facts["follows"][name] = float((shown & valid).mean())
     return facts
-
-
-def _compare_with_oracle(settings: QuickstartSettings, out: Path) -> None:
-    facts = oracle_facts(settings.modality, Cohort.load(out / "real"), Cohort.load(out / "generated"))
-    write_json(out / "oracle.json", facts)
-    for name, groups in facts["shares"].items():
-        parts = [f"{group} {share['generated']:.1%} (training cohort {share['training']:.1%})" for group, share in groups.items()]
-        _say(f"   oracle: {name}: " + ", ".join(parts))
-    follows = ", ".join(f"{name} follows the prompt in {share:.1%}" for name, share in facts["follows"].items())
-    _say(f"   oracle: {facts['valid']:.1%} of the images are valid; {follows}")
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,288 @@
+"""Does a model draw the target mix after alignment, and at what cost? Every recipe from one model, judged by who did not guide.
+
+    python benchmarks/alignment.py --work runs/alignment --recipes default no-consistency --seeds 0 1 2 3 4
+
+Brain phantoms, 80 % male; prompts are silent on sex. A seed is a world of its own: cohort, model, guides, held-out guide, judge. Shares are
+those of the phantoms' exact oracle and of a judge corrected for its errors. Quality is the Fréchet distance to real images drawn in the
+same mix as the generated ones, so that a better mix is not taken for better images, and the kernel distance within each sex. What is
+done is kept in the work folder; the script may be stopped, run again with more recipes or seeds, and run side by side with others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, write_result
+from scipy.ndimage import gaussian_filter
+
+from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.tune import align
+from evenhand.audit.fidelity import frechet_distance, kernel_distance
+from evenhand.audit.representation import estimate_mix
+from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
+from evenhand.cohorts.phantoms import MODALITIES
+from evenhand.cohorts.phantoms.cohort import write_phantoms
+from evenhand.core.artifacts import claim, read_json, write_json, write_text
+from evenhand.core.groups import intersection
+from evenhand.core.randomness import generator
+from evenhand.engine.features import cohort_features, cohort_predictions
+from evenhand.generation.generate import GenerateSettings, generate
+from evenhand.models.classifiers import Classifier, ClassifierSettings, train_classifier
+from evenhand.models.encoders import Encoder
+from evenhand.models.tiny import TinySettings, init_tiny_latent
+from evenhand.training.loop import train
+from evenhand.training.settings import TrainSettings
+
+BASE_STEPS, BATCH = 1500, 32
+SOLVER_STEPS = 20
+TARGET = "sex=male:0.5,female:0.5"
+RESAMPLED = {"pull": 0, "anchor": 1.0, "learning_rate": 2e-4, "iterations": 400, "batch_size": 32, "ema": 0.98, "validate_every": 50}
+
+# changes to the default alignment; "anchor_cohort" names a folder of the seed's world
+RECIPES: dict[str, dict[str, Any]] = {
+    "before": {},
+    "default": {},
+    "undamped": {"damping": 0},
+    "transport": {"form": "transport"},
+    "no-consistency": {"consistency": 0},
+    "consistency-3": {"consistency": 3},
+    "all-steps": {"carrying": "all"},
+    "last-half": {"carrying": "last:10"},
+    "truncated-2": {"path": "truncated"},
+    "full": {"path": "full"},
+    "lora-8": {"lora": 8, "learning_rate": 2e-4},
+    "source-anchor": {"anchor": 1.0, "anchor_cohort": "source"},
+    "target-anchor": {"anchor": 1.0, "anchor_cohort": "small-target"},
+    "trap": {
+        "path": "truncated",
+        "carrying": "last:1",
+        "consistency": 0,
+        "learning_rate": 1e-4,
+        "ema": 0.0,
+        "damping": 0,
+        "guide": ["plain"],
+    },
+    "source-resampled": {**RESAMPLED, "anchor_cohort": "source"},
+    "target-fine-tuned": {**RESAMPLED, "anchor_cohort": "small-target", "anchor_mix": "own"},
+    "self-distilled": {**RESAMPLED, "anchor_cohort": "own-images"},
+}
+FIGURES = {
+    "oracle_male": "male, oracle", "judge_male": "male, judge", "valid": "valid", "follows": "tumour follows", "matched_fd": "matched FD",
+    "kid_male": "KID male", "kid_female": "KID female", "distance": "TV, held-out guide", "gradient_share": "compute",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing, then write JSON and a table of all runs in the work folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--images", type=int, default=1000, help="generated to measure a model")
+    options = parser.parse_args()
+    for seed in options.seeds:
+        world = options.work / f"seed-{seed}"
+        world.mkdir(parents=True, exist_ok=True)
+        with claim(world / "base", wait=True):
+            _prepare(world, seed)
+        for recipe in options.recipes:
+            _run(world, recipe, seed, options.images)
+    found = _found(options.work)
+    write_result(
+        "alignment", {"target": TARGET, "recipes": RECIPES, "runs": found}, seeds=sorted({int(s) for r in found.values() for s in r})
+    )
+    write_text(RESULTS / "alignment.md", _table(found))
+    print(_table(found))
+
+
+def _prepare(world: Path, seed: int) -> None:
+    """Cohorts, the biased model, and classifiers that share no subject."""
+    made = {
+        "source": {"n": 3000, "mix": "sex=male:0.8,female:0.2", "seed": 10 * seed, "prompt_attributes": ["none"]},
+        "small-target": {"n": 400, "mix": TARGET, "seed": 10 * seed + 1, "prompt_attributes": ["none"]},
+        "eval": {"n": 4000, "mix": TARGET, "seed": 10 * seed + 2, "prompt_attributes": ["none"]},
+        **{
+            name: {"n": 800, "seed": 10 * seed + 3 + place}
+            for place, name in enumerate(("guide-0", "guide-1", "held-out", "judge", "encoder"))
+        },
+    }
+    for name, settings in made.items():
+        if not (world / "cohorts" / name / SCHEMA_FILE).exists():
+            (world / "cohorts").mkdir(exist_ok=True)
+            write_phantoms("brain", world / "cohorts" / name, size=32, **settings)  # type: ignore[arg-type]
+    _classifiers(world, seed)
+    source = world / "cohorts" / "source"
+    if not (world / "base" / "initial").exists():
+        init_tiny_latent(TinySettings(cohort=source, out=world / "base" / "initial", seed=seed))
+    if not (world / "base" / "run" / "model").exists():
+        run = world / "base" / "run"
+        train(
+            TrainSettings(
+                model=str(world / "base" / "initial"), cohort=source, out=run, steps=BASE_STEPS, batch_size=BATCH, learning_rate=1e-3,
+                warmup=100, schedule="cosine", ema=0.995, seed=seed, resume=(run / "config.yaml").exists(),
+            )
+        )  # fmt: skip
+    if not (world / "cohorts" / "own-images" / SCHEMA_FILE).exists():
+        own = _drawn(world / "base" / "run", world / "base" / "own-images", world, n=1000, seed=500 + seed)
+        Cohort(own.schema, own.table.assign(split="train"), own.root).save(world / "cohorts" / "own-images")
+
+
+def _classifiers(world: Path, seed: int) -> None:
+    """Guides and held-out guide of sex, a judge of another architecture, an encoder of all labels; the trap's guide is not augmented."""
+    plans: dict[str, dict[str, Any]] = {
+        "guide-0": {}, "guide-1": {}, "held-out": {}, "plain": {"augment": False, "cohort": "guide-0"},
+        "judge": {"arch": "vit", "steps": 500},
+    }  # fmt: skip
+    for place, (name, changes) in enumerate(plans.items()):
+        if not (world / "classifiers" / name).exists():
+            cohort = world / "cohorts" / changes.get("cohort", name)
+            rest = {key: value for key, value in changes.items() if key != "cohort"}
+            out = world / "classifiers" / name
+            train_classifier(ClassifierSettings(cohort=cohort, target="sex", out=out, seed=10 * seed + place, **{"steps": 200, **rest}))
+    if not (world / "classifiers" / "encoder").exists():
+        cohort = Cohort.load(world / "cohorts" / "encoder")
+        joint = intersection(cohort.table, [*cohort.schema.attributes, *cohort.schema.conditions])
+        schema = cohort.schema.model_copy(update={"conditions": {**cohort.schema.conditions, "everything": sorted(set(joint))}})
+        Cohort(schema, cohort.table.assign(everything=joint), cohort.root).save(world / "cohorts" / "labelled")
+        settings = ClassifierSettings(
+            cohort=world / "cohorts" / "labelled", target="everything", out=world / "classifiers" / "encoder", steps=300
+        )
+        train_classifier(settings)
+
+
+def _run(world: Path, recipe: str, seed: int, images: int) -> None:
+    """One recipe, unless it is there."""
+    note = world / "found" / f"{recipe}.json"
+    if note.exists():
+        return
+    model, facts = world / "base" / "run", dict[str, Any]()
+    if recipe != "before":
+        changes = dict(RECIPES[recipe])
+        guides = [world / "classifiers" / name for name in changes.pop("guide", ["guide-0", "guide-1"])]
+        if "anchor_cohort" in changes:
+            changes["anchor_cohort"] = world / "cohorts" / changes["anchor_cohort"]
+        model, start = world / "runs" / recipe, time.process_time()
+        result = align(
+            AlignSettings(
+                model=str(world / "base" / "run"), guide=guides, held_out_guide=[world / "classifiers" / "held-out"], target=TARGET,
+                prompts=str(world / "cohorts" / "source"), out=model, solver_steps=SOLVER_STEPS, seed=seed,
+                resume=(model / "config.yaml").exists(), **changes,
+            )
+        )  # fmt: skip
+        if result.interrupted:
+            raise SystemExit("interrupted and saved; the same command goes on")
+        settings = AlignSettings.model_validate(
+            {"model": "", "guide": ["."], "target": "", "prompts": "", "out": ".", **RECIPES[recipe]} | changes
+        )
+        facts = {
+            "iterations": result.iterations, "kept": result.kept, "distance": result.distance, "certified": result.certified,
+            "reached": result.reached, "seconds": time.process_time() - start, "gradient_share": _compute(settings, result.iterations),
+        }  # fmt: skip
+    write_json(note, {**facts, **_measured(world, _drawn(model, world / "drawn" / recipe, world, n=images, seed=900 + seed))})
+
+
+def _compute(settings: AlignSettings, iterations: int) -> float:
+    """Denoiser passes of the tuning, in those of the base training; a backward pass counts as two, validation is not in it."""
+    drawing = 2 * settings.solver_steps  # tuned and untuned
+    carrying = 3 * len(settings.carrying_steps)
+    one = settings.batch_size * ((drawing + carrying if settings.pull else 0) + (3 if settings.anchor else 0))
+    return iterations * one / (BASE_STEPS * BATCH * 3)
+
+
+def _drawn(model: Path, out: Path, world: Path, n: int, seed: int) -> Cohort:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return generate(
+        GenerateSettings(
+            model=str(model), out=out, like=world / "cohorts" / "source", n=n, prompt_attributes=["none"], guidance_scale=1.0,
+            steps=SOLVER_STEPS, seed=seed, resume=out.exists(),
+        )
+    )  # fmt: skip
+
+
+def _measured(world: Path, made: Cohort) -> dict[str, Any]:
+    """Shares by oracle and judge, prompt following, quality at matched mix and within each sex."""
+    seen = MODALITIES["brain"].oracle(made.pixels())
+    valid = seen["valid"].to_numpy(dtype=bool)
+    shown = seen["sex"].to_numpy()
+    real, encoder = Cohort.load(world / "cohorts" / "eval"), Encoder.load(world / "classifiers" / "encoder")
+    there, here = cohort_features(encoder, real), cohort_features(encoder, made)
+    sexes = real.table["sex"].to_numpy()
+    share = float((shown[valid] == "male").mean())
+    distances = [_estimate(frechet_distance(there[rows], here[valid])) for rows in (_matched(sexes, share, repeat) for repeat in range(5))]
+    kid = {
+        f"kid_{sex}": _estimate(kernel_distance(there[sexes == sex][:1000], here[valid & (shown == sex)]))
+        for sex in ("male", "female")
+        if (valid & (shown == sex)).sum() > 20
+    }
+    return {
+        "n": len(made), "valid": float(valid.mean()), "oracle_male": share, **_judged(world, made), **kid,
+        "matched_fd": float(np.mean(distances)),
+        "follows": float(((seen["tumour"].to_numpy() == made.table["tumour"].to_numpy()) & valid).mean()),
+        "blurred_kid": _blurred(encoder, real, there),
+    }  # fmt: skip
+
+
+def _matched(sexes: np.ndarray, male: float, repeat: int) -> np.ndarray:
+    """Random real rows with a share ``male`` of men, as many as there are for it."""
+    rows = {sex: generator(repeat, "matched", sex).permutation(np.flatnonzero(sexes == sex)) for sex in ("male", "female")}
+    n = int(min(len(rows["male"]) / max(male, 1e-9), len(rows["female"]) / max(1 - male, 1e-9)))
+    return np.concatenate([rows["male"][: round(n * male)], rows["female"][: round(n * (1 - male))]])
+
+
+def _judged(world: Path, made: Cohort) -> dict[str, float | bool]:
+    """The share of men as the judge reads it, corrected by its errors on held-out real images."""
+    judge = Classifier.load(world / "classifiers" / "judge")
+    held = Cohort.load(world / "cohorts" / "judge").split("val", "test")
+    labels = held.table["sex"].map({group: code for code, group in enumerate(judge.groups)}).to_numpy()
+    found = estimate_mix(cohort_predictions(judge, made), cohort_predictions(judge, held), labels)
+    male = judge.groups.index("male")
+    return {
+        "judge_male": float(found.values[male]), "judge_low": float(found.low[male]), "judge_high": float(found.high[male]),
+        "identifiable": bool(found.identifiable),
+    }  # fmt: skip
+
+
+def _blurred(encoder: Encoder, real: Cohort, there: np.ndarray) -> float:
+    """KID of real images to other real ones blurred by one pixel: the unit of a visible loss of quality."""
+    pixels = real.pixels(range(1000))
+    blurred = np.stack([gaussian_filter(image, 1.0) for image in pixels]).astype(np.float32)
+    with torch.no_grad():
+        features = np.concatenate([encoder.features(blurred[i : i + 64]) for i in range(0, len(blurred), 64)])
+    return _estimate(kernel_distance(there[1000:2000], features))
+
+
+def _estimate(value: Any) -> float:
+    return float(getattr(value, "value", value))
+
+
+def _found(work: Path) -> dict[str, dict[str, Any]]:
+    """Recipe -> seed -> figures."""
+    found: dict[str, dict[str, Any]] = {}
+    for recipe in RECIPES:
+        notes = sorted(work.glob(f"seed-*/found/{recipe}.json"))
+        if notes:
+            found[recipe] = {note.parent.parent.name.removeprefix("seed-"): read_json(note) for note in notes}
+    return found
+
+
+def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Mean and standard deviation over seeds."""
+    lines = [["recipe (seeds)", *FIGURES.values()], ["---"] * (1 + len(FIGURES))]
+    for recipe, runs in found.items():
+        cells = []
+        for key in FIGURES:
+            values = [run[key] for run in runs.values() if run.get(key) is not None]
+            spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3g}{spread}" if values else "")
+        lines.append([f"{recipe} ({len(runs)})", *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What an alignment draws: prompts, their token states, noise by seed, and trajectories of the tuned and the untuned denoiser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from evenhand.alignment.gradients import Predict
+from evenhand.alignment.settings import AlignSettings
+from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
+from evenhand.core.errors import UserError
+from evenhand.core.randomness import derive_seed, generator, torch_generator
+from evenhand.engine.batching import rank_batches
+from evenhand.models.denoise import guided_prediction, sampler, trajectory
+from evenhand.models.pipelines import encode_prompts
+from evenhand.models.stages import Stage, unit_noise
+
+_DRAWN_AT_ONCE = 50  # images without gradient
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a cohort's training split as they stand, or the lines of a text file.
+
+    Raises:
+        UserError: no such file, or nothing in it.
+    """
+    if (path / SCHEMA_FILE).is_file():
+        cohort = Cohort.load(path)
+        prompts = (cohort.split("train") if len(cohort.split("train")) else cohort).table["prompt"].astype(str).tolist()
+    elif path.is_file():
+        try:
+            prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not UTF-8 text; --prompts wants a cohort or a text file with one prompt a line") from None
+    else:
+        raise UserError(f"{path}: no such cohort or file; --prompts wants a cohort or a text file with one prompt a line")
+    if not prompts:
+        raise UserError(f"{path}: no prompt in it; write one a line")
+    return prompts
+
+
+def stating(prompts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Prompts that name a group of an attribute as a word: what they state is drawn, whatever the mix should be."""
+    words = re.compile(r"\b(" + "|".join(re.escape(group) for names in groups.values() for group in names) + r")\b", re.IGNORECASE)
+    return [prompt for prompt in prompts if words.search(prompt)]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Some images to draw: prompts (n) and unit noise (n, C, h, w) from a seed an image."""
+
+    prompts: list[str]
+    noise: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How one stage draws, and from which prompts."""
+
+    stage: Stage
+    prompts: list[str]
+    states: Mapping[str, torch.Tensor]
+    settings: AlignSettings
+    accelerator: Accelerator
+
+    @classmethod
+    def prepare(cls, stage: Stage, prompts: list[str], settings: AlignSettings, accelerator: Accelerator) -> Drawing:
+        """Encode every prompt once."""
+        unique = sorted({"", *prompts})
+        stage.pipeline.text_encoder.to(accelerator.device)
+        states = torch.cat([encode_prompts(stage.pipeline, unique[i : i + 64]) for i in range(0, len(unique), 64)])
+        return cls(stage, prompts, dict(zip(unique, states, strict=True)), settings, accelerator)
+
+    def sheet(self, purpose: str, round_: int, places: Sequence[int]) -> Sheet:
+        """Images ``places`` of a purpose and round: prompt and noise of each depend on its place alone."""
+        seed = derive_seed(self.settings.seed, "align", purpose, round_)
+        prompts = [self.prompts[int(generator(seed, "prompt", place).integers(len(self.prompts)))] for place in places]
+        draws = [torch_generator(seed, "noise", place) for place in places]
+        return Sheet(prompts, unit_noise(self.stage.shape, draws, self.accelerator.device))
+
+    def predictor(self, unet: torch.nn.Module, prompts: Sequence[str]) -> Predict:
+        """What ``unet`` answers for these prompts, under classifier-free guidance."""
+        text = torch.stack([self.states[prompt] for prompt in prompts])
+        silent = self.states[""].expand_as(text)
+
+        def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            with self.accelerator.autocast():
+                # float32 between steps, whatever the denoiser computes in: solvers return what they are given
+                return guided_prediction(unet, latents, timestep, text, silent, self.settings.guidance_scale).float()
+
+        return predict
+
+    def latents(self, unet: torch.nn.Module, sheet: Sheet) -> torch.Tensor:
+        """Clean latents (n, C, h, w), without gradient."""
+        text = torch.stack([self.states[prompt] for prompt in sheet.prompts])
+        with torch.no_grad(), self.accelerator.autocast():
+            found = trajectory(
+                unet, sampler(self.stage.scheduler), sheet.noise, text, self.states[""].expand_as(text),
+                steps=self.settings.solver_steps, guidance_scale=self.settings.guidance_scale,
+            )  # fmt: skip
+        return found.float()
+
+    def images(self, unet: torch.nn.Module, purpose: str, n: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """This rank's part of ``n`` images: places, and pixels (b, channels, H, W) in [0, 1]."""
+        state = self.accelerator
+        for places in rank_batches(n, _DRAWN_AT_ONCE, state.process_index, state.num_processes):
+            with torch.no_grad():
+                yield places, self.stage.decode(self.latents(unet, self.sheet(purpose, 0, places.tolist())))

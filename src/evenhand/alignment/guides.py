@@ -1,0 +1,119 @@
+"""Classifiers that say which groups an image shows, as joint groups of one or several attributes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evenhand.alignment.targets import joint_probabilities
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.groups import Mix, intersection
+from evenhand.engine.features import cohort_predictions
+from evenhand.models.classifiers import Classifier
+
+LEAST_AUC = 0.7  # below, what a guide reads is too far from what an image shows
+JOIN = " x "
+
+
+@dataclass(frozen=True)
+class Guides:
+    """Classifiers by attribute. Several of one attribute are averaged: what fools one seldom fools the next."""
+
+    by_attribute: Mapping[str, Sequence[Classifier]]
+
+    @classmethod
+    def load(cls, paths: Sequence[Path]) -> Guides:
+        """Read classifier folders.
+
+        Raises:
+            UserError: not a classifier, one that cannot tell its groups apart, or two of one attribute that disagree on its groups.
+        """
+        by_attribute: dict[str, list[Classifier]] = {}
+        for path in paths:
+            guide = Classifier.load(path)
+            if guide.auc is None:
+                raise UserError(f"--guide {path}: no AUC on held-out subjects; train it on a cohort with a test split")
+            if guide.auc < LEAST_AUC:
+                raise UserError(
+                    f"--guide {path}: AUC {guide.auc:.2f} on held-out subjects, below {LEAST_AUC}: it cannot tell {guide.target}; "
+                    "train a better one, or align by another attribute"
+                )
+            others = by_attribute.setdefault(guide.target, [])
+            if others and set(others[0].groups) != set(guide.groups):
+                raise UserError(
+                    f"--guide {path}: its groups of {guide.target} are {', '.join(guide.groups)}, those of {others[0].path} "
+                    f"{', '.join(others[0].groups)}; train both on cohorts of one schema"
+                )
+            others.append(guide)
+        return cls(by_attribute)
+
+    def having(self, attribute: str, guides: Sequence[Classifier]) -> Guides:
+        """The same, with these classifiers of an attribute."""
+        return Guides({**self.by_attribute, attribute: guides})
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Attributes and their groups, in the order of the joint code."""
+        return {attribute: guides[0].groups for attribute, guides in self.by_attribute.items()}
+
+    @property
+    def joint(self) -> list[str]:
+        """Names of the K joint groups; the last attribute runs fastest."""
+        return [JOIN.join(values) for values in itertools.product(*self.groups.values())]
+
+    @property
+    def all(self) -> list[Classifier]:
+        """Every classifier."""
+        return [guide for guides in self.by_attribute.values() for guide in guides]
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Joint probabilities (B, K) of images (B, channels, H, W) in [0, 1]; differentiable."""
+        colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return joint_probabilities([self._mean(attribute, colour) for attribute in self.by_attribute])
+
+    def _mean(self, attribute: str, images: torch.Tensor) -> torch.Tensor:
+        guides = self.by_attribute[attribute]
+        order = self.groups[attribute]
+        found = [guide.logits(images).softmax(1)[:, [guide.groups.index(group) for group in order]] for guide in guides]
+        return torch.stack(found).mean(0)
+
+    def read(self, cohort: Cohort) -> np.ndarray:
+        """Joint code (n,) of every image of a cohort: by its own columns where they know all attributes, else as guides read it."""
+        place = {name: code for code, name in enumerate(self.joint)}
+        if all(attribute in cohort.schema.attributes for attribute in self.groups):
+            told = intersection(cohort.table, list(self.groups)).map(place)
+            if told.notna().all():
+                return told.to_numpy(dtype=np.int64)
+        by_attribute = [
+            np.mean([cohort_predictions(guide, cohort)[:, [guide.groups.index(group) for group in groups]] for guide in guides], axis=0)
+            for groups, guides in zip(self.groups.values(), self.by_attribute.values(), strict=True)
+        ]
+        return joint_probabilities([torch.from_numpy(probabilities) for probabilities in by_attribute]).argmax(1).numpy()
+
+    def shares(self, mix: Mix) -> np.ndarray:
+        """A mix as shares (K,) of the joint groups.
+
+        Raises:
+            UserError: it speaks of an attribute that no guide reads, leaves one out, or names a group that its guide does not know.
+        """
+        for name in mix.names:
+            if name not in self.by_attribute:
+                raise UserError(f"--target: no guide reads {name!r}; {did_you_mean(name, self.by_attribute)}")
+        left_out = [attribute for attribute in self.by_attribute if attribute not in mix.names]
+        if left_out:
+            raise UserError(f"--target: says nothing of {left_out[0]}, which --guide {self.by_attribute[left_out[0]][0].path} reads")
+        mix.check(self.groups)
+        joint = {tuple(values[mix.names.index(name)] for name in self.groups): share for values, share in mix.joint().items()}
+        return np.array([joint.get(values, 0.0) for values in itertools.product(*self.groups.values())])
+
+    def to(self, device: torch.device) -> Guides:
+        """The same guides on another device, frozen."""
+        for guide in self.all:
+            guide.to(device).model.requires_grad_(False)
+        return self

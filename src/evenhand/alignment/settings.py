@@ -1,0 +1,101 @@
+"""Settings of ``evenhand align`` and what an alignment returns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from evenhand.core.config import Settings
+
+# Settings that may differ between a run and its resumption: they never change what is computed.
+RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "anchor_cohort", "out", "checkpoint_every", "resume")
+
+_CARRYING = re.compile(r"(all|half)|(first|last):(\d+)")
+
+
+class AlignSettings(Settings):
+    """How a model is tuned until what it draws has a target mix."""
+
+    model: str = Field(description="diffusers folder, run folder, or hub id")
+    guide: list[Path] = Field(min_length=1, description="classifiers that guide; several of one attribute are averaged")
+    held_out_guide: list[Path] = Field([], description="classifiers that tell when to stop; default: the last --guide of each attribute")
+    target: str = Field(description="a cohort, whose mix of the guides' attributes is used, or a mix such as sex=male:0.5,female:0.5")
+    prompts: str = Field(description="a cohort, whose prompts are used without the guides' attributes, or a text file, one prompt a line")
+    out: Path
+    stage: str = Field("base", description="which denoiser of the pipeline is tuned")
+    form: Literal["kl", "transport"] = "kl"
+    path: Literal["adjusted", "truncated", "full"] = "adjusted"
+    carrying: str | None = Field(None, description="solver steps that carry gradient: all, half (the first), first:K or last:K")
+    solver_steps: int = Field(20, ge=1, description="as in generation: the mix moves with it")
+    guidance_scale: float = Field(1.0, ge=1)
+    batch_size: int = Field(24, ge=2, description="images an iteration, over all processes")
+    iterations: int = Field(60, ge=1, description="at most")
+    learning_rate: float = Field(2e-5, gt=0)
+    warmup: int = Field(3, ge=0)
+    damping: float = Field(0.1, ge=0, description="distance from the target below which steps shrink with it; 0: they do not")
+    memory: float = Field(0.5, ge=0, lt=1, description="part of earlier batches in the mean prediction of form kl")
+    pull: float = Field(1.0, ge=0, description="weight of the alignment loss; 0 leaves the real images alone to tune the model")
+    consistency: float = Field(1.0, ge=0, description="weight of CLIP-consistency")
+    consistency_encoder: list[Path] = Field([], description="default: the model's own CLIP")
+    anchor: float = Field(0.0, ge=0, description="norm of the real images' gradient, in that of the alignment")
+    anchor_cohort: Path | None = Field(None, description="default: the target, where it is a cohort")
+    anchor_mix: Literal["target", "own"] = Field(
+        "target", description="mix in which real images are drawn; groups by column, else by guide"
+    )
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.9, ge=0, lt=1)
+    lora: int | None = Field(None, ge=1, description="rank; default tunes every weight of the denoiser")
+    validate_every: int = Field(5, ge=1)
+    validation_images: int = Field(500, ge=20)
+    tolerance: float = Field(0.02, gt=0, description="total variation from the target; reached twice in a row, the run ends")
+    certified_images: int = Field(1000, ge=0, description="of fresh seeds, drawn with the weights that are kept")
+    sheet_every: int = Field(5, ge=1)
+    checkpoint_every: int = Field(5, ge=1)
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    max_skipped: int = Field(5, ge=1, description="stop after so many iterations in a row whose gradient is not finite")
+    seed: int = 0
+    resume: bool = False
+
+    @field_validator("carrying")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None and not _CARRYING.fullmatch(value):
+            raise ValueError("write all, half, first:K or last:K")
+        return value
+
+    @model_validator(mode="after")
+    def _truncated_is_last(self) -> Self:
+        if self.path == "truncated" and self.carrying is not None and not self.carrying.startswith("last:"):
+            raise ValueError("path truncated carries gradient through the last steps; write carrying last:K")
+        if not self.pull and not self.anchor:
+            raise ValueError("pull and anchor are both 0: nothing tunes the model")
+        if not self.carrying_steps:
+            raise ValueError(f"carrying {self.carrying}: no step of {self.solver_steps} carries gradient")
+        return self
+
+    @property
+    def carrying_steps(self) -> list[int]:
+        """Solver steps that carry gradient, 0 is the first drawn."""
+        steps, text = self.solver_steps, self.carrying or {"adjusted": "half", "truncated": "last:2", "full": "all"}[self.path]
+        word, _, count = text.partition(":")
+        k = min(int(count), steps) if count else steps if word == "all" else max(1, steps // 2)
+        return list(range(steps - k, steps) if word == "last" else range(k))
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """What an alignment left behind. Distances are total variation between shown and target mix, by the held-out guide."""
+
+    run: Path
+    model: Path | None  # None when the run was interrupted
+    iterations: int
+    kept: int  # the iteration whose averaged weights are the model
+    distance: float | None  # at validation
+    certified: dict[str, float] | None  # share of each joint group on fresh seeds
+    reached: bool
+    interrupted: bool = False

@@ -1,0 +1,132 @@
+"""What an alignment carries from iteration to iteration, and how it is saved and restored to the bit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from evenhand.alignment.settings import AlignSettings
+from evenhand.core.errors import UserError
+from evenhand.core.randomness import derive_seed
+from evenhand.engine.checkpoints import Checkpoint
+from evenhand.engine.learner import Learner
+from evenhand.models.adapters import add_lora
+from evenhand.models.pipelines import load_pipeline, model_hash, stage_of
+from evenhand.models.stages import Stage
+
+_SLOW = 0.8  # part of earlier batches in the mix that damping goes by; one batch says little
+
+
+@dataclass
+class AlignState:
+    """Tuned and untuned denoiser, what the last batches showed, and the best weights so far."""
+
+    pipeline: DiffusionPipeline
+    stage: Stage
+    learner: Learner
+    untuned: torch.nn.Module
+    model_sha256: str
+    settings: AlignSettings
+    target: np.ndarray  # (K,)
+    past: np.ndarray | None = None  # (K,) mean prediction of earlier batches, for the loss
+    shown: np.ndarray | None = None  # (K,) the same, slower, for damping
+    iteration: int = 0
+    within: int = 0  # validations within tolerance in a row
+    best: dict[str, Any] | None = None  # iteration and distance
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    skipped_in_a_row: int = 0
+
+    @classmethod
+    def create(cls, settings: AlignSettings, target: np.ndarray, accelerator: Accelerator) -> AlignState:
+        """Load the model twice: one copy is tuned, one stays as it is."""
+        pipeline = tunable_pipeline(settings)
+        stage = stage_of(pipeline, settings.stage)
+        untuned = copy.deepcopy(stage_of(load_pipeline(settings.model), settings.stage).unet)
+        untuned.to(accelerator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        learner = Learner.create(
+            stage.unet.eval(), accelerator, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, ema=settings.ema,
+            compiled=False,
+        )  # fmt: skip
+        return cls(pipeline, stage, learner, untuned, model_hash(settings.model), settings, target)
+
+    def rate(self) -> float:
+        """Learning rate of this iteration: warm-up, and shorter steps near the target.
+
+        AdamW's steps are as long near the target as far from it; undamped, every run overshoots.
+        """
+        settings, rate = self.settings, self.settings.learning_rate
+        rate *= min(1.0, (self.iteration + 1) / max(settings.warmup, 1))
+        if settings.damping and self.shown is not None:
+            rate *= min(1.0, float(np.abs(self.shown - self.target).sum() / 2) / settings.damping)
+        return rate
+
+    def saw(self, mean: np.ndarray) -> None:
+        """Take in the mean prediction (K,) of a batch."""
+        memory = self.settings.memory
+        self.past = mean if self.past is None else memory * self.past + (1 - memory) * mean
+        self.shown = mean if self.shown is None else _SLOW * self.shown + (1 - _SLOW) * mean
+
+    def count(self, finite: bool) -> None:
+        """Count an iteration; stop the run where too many in a row were not finite."""
+        self.iteration += 1
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= self.settings.max_skipped:
+            raise UserError(
+                f"alignment stopped at iteration {self.iteration}: {self.skipped_in_a_row} gradients in a row were not finite; "
+                "lower --learning-rate, or check the guides"
+            )
+
+    def judge(self, distance: float) -> None:
+        """Take in a validation: count those within tolerance in a row, keep the weights if they are the best so far."""
+        self.within = self.within + 1 if distance <= self.settings.tolerance else 0
+        if self.best is None or distance < self.best["distance"]:
+            self.best = {"iteration": self.iteration, "distance": distance}
+            self.best_weights = self.learner.averaged_weights()
+
+    def snapshot(self, fingerprint: dict[str, str]) -> Checkpoint:
+        """Everything that resume needs."""
+        tensors, facts = self.learner.snapshot()
+        facts |= {
+            "past": None if self.past is None else self.past.tolist(),
+            "shown": None if self.shown is None else self.shown.tolist(),
+            "within": self.within,
+            "best": self.best,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "fingerprint": fingerprint,
+        }
+        return Checkpoint(self.iteration, {**tensors, "best": self.best_weights}, facts)
+
+    def restore(self, checkpoint: Checkpoint, fingerprint: dict[str, str]) -> None:
+        """Take a checkpoint back.
+
+        Raises:
+            UserError: model, guides, prompts or anchor are not those that the run began with.
+        """
+        facts = checkpoint.facts
+        for what, before in facts["fingerprint"].items():
+            if fingerprint.get(what) != before:
+                raise UserError(f"{self.settings.out}: the {what} has changed since this run began; start a new run with another --out")
+        self.learner.restore(checkpoint.tensors, facts, self.settings.out)
+        self.past, self.shown = (None if facts[name] is None else np.array(facts[name]) for name in ("past", "shown"))
+        self.iteration, self.within, self.best = checkpoint.step, facts["within"], facts["best"]
+        self.best_weights, self.skipped_in_a_row = checkpoint.tensors.get("best", {}), facts["skipped_in_a_row"]
+
+
+def tunable_pipeline(settings: AlignSettings) -> DiffusionPipeline:
+    """The model as it is before alignment, all frozen but what is tuned."""
+    pipeline = load_pipeline(settings.model)
+    stage = stage_of(pipeline, settings.stage)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
+    if settings.lora is not None:
+        add_lora(stage.unet, settings.lora, derive_seed(settings.seed, "lora"))
+    else:
+        stage.unet.requires_grad_(True)
+    return pipeline

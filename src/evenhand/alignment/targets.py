@@ -1,0 +1,107 @@
+"""How far a batch of predictions is from a target mix: a divergence, or an assignment of classes to images. Pure functions.
+
+K is the number of joint groups: every combination of the attributes that are aligned, the last attribute running fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binom
+
+_LEAST = 1e-6  # share of a group that the target leaves out: its divergence stays finite
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which group each image should show, (B,) int64, and how sure that is, (B,) in [1/K, 1]."""
+
+    groups: np.ndarray
+    confidence: np.ndarray
+
+    def part(self, places: np.ndarray) -> Assignment:
+        """Of some images."""
+        return Assignment(self.groups[places], self.confidence[places])
+
+
+def joint_probabilities(by_attribute: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Probabilities (B, K) of joint groups, from those of each attribute (B, G_a), read independently of each other."""
+    joint = by_attribute[0]
+    for probabilities in by_attribute[1:]:
+        joint = (joint[:, :, None] * probabilities[:, None, :]).flatten(1)
+    return joint
+
+
+def mix_divergence(
+    probabilities: torch.Tensor, target: torch.Tensor, past: torch.Tensor | None = None, weight: float = 1.0
+) -> torch.Tensor:
+    """KL divergence of the batch's mean prediction from the target: T2MedI's alignment loss (Han et al. 2024, arXiv 2406.14847).
+
+    Args:
+        probabilities: (B, K), with gradient.
+        target: (K,), sums to 1.
+        past: (K,) mean of earlier batches; a mean over few images is mostly noise.
+        weight: of this batch in the mean with ``past``.
+
+    Returns:
+        KL(mean || target), >= 0; 0 where the mean is the target.
+    """
+    mean = probabilities.mean(0)
+    if past is not None:
+        mean = weight * mean + (1 - weight) * past
+    return torch.special.xlogy(mean, mean).sum() - (mean * target.clamp_min(_LEAST).log()).sum()
+
+
+def assign(probabilities: np.ndarray, target: np.ndarray, *, draws: int = 200, seed: int = 0) -> Assignment:
+    """Groups for the images so that a batch matches the target at the least change (Shen et al. 2024, arXiv 2311.07604, eq. 4-6).
+
+    How many of B images should show each group is itself a draw from the target. For every draw the assignment of greatest total
+    probability is the optimal transport between predictions and drawn groups; an image's group is the one that most draws give it.
+    Two groups need no draws: images rank by probability, and counts are binomial.
+
+    Args:
+        probabilities: (B, K).
+        target: (K,), any mix that sums to 1.
+        draws: of the target, where K > 2.
+    """
+    n, k = probabilities.shape
+    shares = _by_rank(probabilities[:, 1], target[1]) if k == 2 else _by_draws(probabilities, target, draws, seed)
+    assert shares.shape == (n, k)
+    return Assignment(shares.argmax(1), shares.max(1))
+
+
+def _by_rank(second: np.ndarray, share: float) -> np.ndarray:
+    """Chance (B, 2) of either group: the r-th image by probability shows the second one where at least r of B do."""
+    n = len(second)
+    rank = np.empty(n, dtype=int)
+    rank[np.argsort(-second, kind="stable")] = np.arange(1, n + 1)
+    chance = binom.sf(rank - 1, n, share)
+    return np.stack([1 - chance, chance], axis=1)
+
+
+def _by_draws(probabilities: np.ndarray, target: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    n, k = probabilities.shape
+    shares = np.zeros((n, k))
+    for counts in np.random.default_rng(seed).multinomial(n, target, size=draws):
+        places = np.repeat(np.arange(k), counts)
+        rows, columns = linear_sum_assignment(-probabilities[:, places])
+        shares[rows, places[columns]] += 1 / draws
+    return shares
+
+
+def assignment_loss(logits: torch.Tensor, assignment: Assignment, least_confidence: float = 0.8) -> torch.Tensor:
+    """Mean over the batch of the cross-entropy to the assigned groups; images whose assignment is unsure count nothing.
+
+    Args:
+        logits: (B, K) log-probabilities or logits, with gradient.
+        assignment: of the same images.
+        least_confidence: Shen et al. drop an image whose uncertainty is above 0.2.
+    """
+    wanted = torch.from_numpy(assignment.groups).to(logits.device)
+    sure = torch.from_numpy(assignment.confidence >= least_confidence).to(logits)
+    return (F.cross_entropy(logits, wanted, reduction="none") * sure).mean()

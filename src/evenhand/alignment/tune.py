@@ -1,0 +1,323 @@
+"""Alignment, top to bottom: draw, read, pull the batch towards the target mix, stay close to the untuned model.
+
+Subgroup distribution aligned tuning (Han et al. 2024, arXiv 2406.14847), with the gradient paths and the transport form of Shen et al.
+(2024, arXiv 2311.07604). See docs/methods/distribution-alignment.md for what departs from both and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from evenhand.alignment.anchor import Anchor
+from evenhand.alignment.consistency import consistency_loss, consistency_weights
+from evenhand.alignment.drawing import Drawing, read_prompts, stating
+from evenhand.alignment.gradients import Drawn, adjusted, chained, draw
+from evenhand.alignment.guides import Guides
+from evenhand.alignment.publish import publish
+from evenhand.alignment.settings import RESUMABLE, AlignResult, AlignSettings
+from evenhand.alignment.state import AlignState
+from evenhand.alignment.targets import assign, assignment_loss, mix_divergence
+from evenhand.alignment.validation import Standing, Validation, embed, embedded
+from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
+from evenhand.core.artifacts import append_jsonl, claim, write_text
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.groups import Mix, observed_mix, parse_mix
+from evenhand.core.progress import console, track
+from evenhand.engine.checkpoints import load_latest, save_checkpoint
+from evenhand.engine.devices import accelerator as new_accelerator
+from evenhand.engine.runs import CONFIG_FILE, StopSignal, any_rank, check_folder
+from evenhand.models.denoise import sampler
+from evenhand.models.encoders import Encoder
+from evenhand.models.pipelines import clip_of
+
+
+@dataclass(frozen=True)
+class Work:
+    """All parts of one alignment."""
+
+    settings: AlignSettings
+    accelerator: Accelerator
+    state: AlignState
+    drawing: Drawing
+    guides: Guides
+    held_out: Guides
+    encoders: list[Encoder]
+    anchor: Anchor | None
+    fingerprint: dict[str, str]
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        """The denoiser without what accelerate wraps it in: gradients are summed over ranks once, after a whole trajectory."""
+        found: torch.nn.Module = self.accelerator.unwrap_model(self.state.learner.denoiser)
+        return found
+
+
+def align(settings: AlignSettings) -> AlignResult:
+    """Tune the denoiser of ``settings.model`` until what it draws from ``settings.prompts`` has the target mix.
+
+    Interrupted by SIGTERM or SIGINT it saves and returns; with ``resume`` it goes on where it stopped, to the bit.
+
+    Raises:
+        UserError: bad input, guides that cannot tell, a folder in use, or too many gradients in a row that are not finite.
+    """
+    accelerator = new_accelerator(settings.precision)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(claim(settings.out))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            check_folder(settings, RESUMABLE)
+        work = _prepare(settings, accelerator)
+        checkpoint = load_latest(settings.out / "checkpoints", quiet=not accelerator.is_main_process) if settings.resume else None
+        if checkpoint is not None:
+            work.state.restore(checkpoint, work.fingerprint)
+        if accelerator.is_main_process:
+            settings.save(settings.out / CONFIG_FILE)
+            _drop_after(settings.out / "log.jsonl", work.state.iteration)
+        return _run(work, held.enter_context(StopSignal()))
+
+
+def _prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
+    guides, held_out = _guides(settings)
+    cohort = Cohort.load(settings.target) if (Path(settings.target) / SCHEMA_FILE).is_file() else None
+    mix = _mix(settings, cohort, guides)
+    target = guides.shares(mix)
+    state = AlignState.create(settings, target, accelerator)
+    prompts = read_prompts(Path(settings.prompts))
+    stated = stating(prompts, guides.groups)
+    if stated and accelerator.is_main_process:
+        console.print(
+            f"[yellow]warning[/]: {len(stated)} of {len(prompts)} prompts state a group of {', '.join(guides.groups)} "
+            f"({stated[0]!r}): what they ask for is drawn, their mix will hardly move"
+        )
+    drawing = Drawing.prepare(state.stage, prompts, settings, accelerator)
+    anchor = None
+    if settings.anchor:
+        real = Cohort.load(settings.anchor_cohort) if settings.anchor_cohort else cohort
+        if real is None:
+            raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort")
+        anchor = Anchor.prepare(state.stage, real, guides, target, settings, state.model_sha256, accelerator)
+    if settings.batch_size % accelerator.num_processes:
+        raise UserError(f"--batch-size {settings.batch_size}: not a multiple of the {accelerator.num_processes} processes")
+    encoders = [Encoder.load(path).to(accelerator.device) for path in settings.consistency_encoder or [clip_of(settings.model)]]
+    for encoder in encoders:
+        encoder.model.requires_grad_(False)
+    fingerprint = {
+        "model": state.model_sha256,
+        "guides": ",".join(guide.sha256 for guide in [*guides.all, *held_out.all]),
+        "target mix": str(mix),
+        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+    }
+    return Work(
+        settings, accelerator, state, drawing, guides.to(accelerator.device), held_out.to(accelerator.device), encoders, anchor, fingerprint
+    )
+
+
+def _guides(settings: AlignSettings) -> tuple[Guides, Guides]:
+    """Those that guide, and those that tell when to stop: different ones, where there are two of an attribute."""
+    guides, held_out = Guides.load(settings.guide), Guides.load(settings.held_out_guide)
+    for attribute, found in guides.by_attribute.items():
+        if attribute in held_out.by_attribute:
+            continue
+        held_out = held_out.having(attribute, found[-1:])
+        guides = guides.having(attribute, found[:-1] or found)
+        if len(found) == 1:
+            console.print(
+                f"[yellow]warning[/]: {found[0].path} alone both guides and tells when to stop; a tuned model fools its guide, so give a "
+                f"second classifier of {attribute}, trained on other subjects"
+            )
+    for attribute, found in held_out.by_attribute.items():
+        if attribute not in guides.by_attribute:
+            raise UserError(
+                f"--held-out-guide {found[0].path}: no guide reads {attribute!r}; {did_you_mean(attribute, guides.by_attribute)}"
+            )
+        both = {guide.sha256: guide for guide in guides.by_attribute[attribute]}
+        if settings.held_out_guide and (same := [guide for guide in found if guide.sha256 in both]):
+            raise UserError(f"--held-out-guide {same[0].path}: guides as well; a tuned model fools its guide, so give one that does not")
+    return guides, Guides({attribute: held_out.by_attribute[attribute] for attribute in guides.by_attribute})
+
+
+def _mix(settings: AlignSettings, cohort: Cohort | None, guides: Guides) -> Mix:
+    if cohort is None:
+        if "=" not in settings.target:
+            raise UserError(f"--target {settings.target}: neither a cohort nor a mix; write for example 'sex=male:0.5,female:0.5'")
+        return parse_mix(settings.target)
+    for name in guides.groups:
+        cohort.require_column(name)
+    return observed_mix(cohort.table, list(guides.groups))
+
+
+def _run(work: Work, stop: StopSignal) -> AlignResult:
+    settings, state, accelerator = work.settings, work.state, work.accelerator
+    validation = Validation.prepare(work.drawing, work.guides, work.held_out, work.encoders, state.untuned, settings.out / "sheets")
+    reached = False
+    with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
+        if state.iteration == 0 and state.best is None:
+            _validate(work, validation)  # where the model stands before
+        while state.iteration < settings.iterations and not reached:
+            stopping = any_rank(stop.seen, accelerator)
+            if not stopping:
+                facts = _iterate(work)
+                if state.iteration % settings.validate_every == 0 or state.iteration == settings.iterations:
+                    facts |= _validate(work, validation)
+                    reached = state.within >= 2
+                if accelerator.is_main_process:
+                    append_jsonl(settings.out / "log.jsonl", facts)
+                bar.advance(note=f"distance {state.best['distance']:.3f}" if state.best else "")
+            if stopping or reached or state.iteration == settings.iterations or state.iteration % settings.checkpoint_every == 0:
+                checkpoint = state.snapshot(work.fingerprint)
+                if accelerator.is_main_process:
+                    save_checkpoint(settings.out / "checkpoints", checkpoint)
+            if stopping:
+                return AlignResult(settings.out, None, state.iteration, 0, None, None, reached=False, interrupted=True)
+    return _kept(work, validation)
+
+
+def _iterate(work: Work) -> dict[str, Any]:
+    """One step: gradients of a drawn batch, of real images, or of both."""
+    settings, state, accelerator = work.settings, work.state, work.accelerator
+    share = settings.batch_size // accelerator.num_processes
+    places = np.arange(share) + share * accelerator.process_index
+    rate = state.rate()
+    state.learner.set_learning_rate(rate)
+    facts: dict[str, Any] = {"iteration": state.iteration + 1, "learning_rate": rate}
+    gradients: list[torch.Tensor] = []
+    if settings.pull:
+        facts |= _draw_and_pull(work, places)
+        gradients = _taken(work)
+        facts["gradient_norm"] = _norm(gradients)
+    if work.anchor is not None:
+        facts["anchor_loss"] = _hold(work, work.anchor, places)
+        held = _taken(work)
+        facts["anchor_norm"] = _norm(held)
+        scale = settings.anchor * (facts["gradient_norm"] / max(facts["anchor_norm"], 1e-12) if gradients else 1.0)
+        gradients = [one + scale * other for one, other in zip(gradients, held, strict=True)] if gradients else held
+    facts["skipped"] = not math.isfinite(_norm(gradients))
+    for parameter, gradient in zip(state.learner.parameters, gradients, strict=True):
+        parameter.grad = gradient
+    if not facts["skipped"]:
+        accelerator.clip_grad_norm_(state.learner.parameters, settings.clip)
+        state.learner.optimizer.step()
+        state.learner.averages.update()
+        if settings.pull:
+            state.saw(np.array(list(facts["batch"].values())))
+    state.learner.optimizer.zero_grad(set_to_none=True)
+    state.count(not facts["skipped"])
+    return facts
+
+
+def _draw_and_pull(work: Work, places: np.ndarray) -> dict[str, Any]:
+    """Draw a batch, read it, send the loss's gradient back to the denoiser."""
+    settings, state = work.settings, work.state
+    sheet = work.drawing.sheet("tuning", state.iteration, places.tolist())
+    predict = work.drawing.predictor(work.unet, sheet.prompts)
+    drawn = draw(predict, sampler(state.stage.scheduler), sheet.noise, settings.solver_steps)
+    with torch.no_grad():
+        untuned = state.stage.decode(work.drawing.latents(state.untuned, sheet))
+    loss, gradient, mean = _pull(work, drawn, untuned, places)
+    path = adjusted if settings.path == "adjusted" else chained
+    path(predict, sampler(state.stage.scheduler), drawn, gradient, settings.carrying_steps)
+    return {"loss": loss, "batch": dict(zip(work.guides.joint, mean.tolist(), strict=True))}
+
+
+def _hold(work: Work, anchor: Anchor, places: np.ndarray) -> float:
+    """Send the gradient of real images' loss back to the denoiser."""
+    with work.accelerator.autocast():
+        loss = anchor.loss(work.unet, work.state.iteration, places)
+    (loss * len(places) / work.settings.batch_size).backward()
+    return float(loss.detach())
+
+
+def _taken(work: Work) -> list[torch.Tensor]:
+    """The parameters' gradients, summed over ranks and taken from them."""
+    found = []
+    for parameter in work.state.learner.parameters:
+        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        found.append(work.accelerator.reduce(own, "sum") if work.accelerator.num_processes > 1 else own)
+        parameter.grad = None
+    return found
+
+
+def _norm(gradients: list[torch.Tensor]) -> float:
+    return float(torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt())
+
+
+def _pull(work: Work, drawn: Drawn, untuned: torch.Tensor, places: np.ndarray) -> tuple[float, torch.Tensor, np.ndarray]:
+    """Loss, its gradient at the final latents (b, C, h, w) of this rank, and the mean prediction (K,) of the whole batch."""
+    settings, state = work.settings, work.state
+    final = drawn.final.detach().requires_grad_()
+    images = state.stage.decode(final)
+    own = work.guides.probabilities(images)
+    everyone = work.accelerator.gather(own.detach()) if work.accelerator.num_processes > 1 else own.detach()
+    part = len(places) / len(everyone)  # a mean over this rank's images counts as much in the mean over all
+    whole = torch.cat([everyone[: places[0]], own, everyone[places[-1] + 1 :]])
+    target = torch.from_numpy(state.target).to(whole)
+    assignment = assign(everyone.double().cpu().numpy(), state.target, seed=settings.seed + state.iteration)
+    if settings.form == "kl":
+        past = None if state.past is None else torch.from_numpy(state.past).to(whole)
+        loss = mix_divergence(whole, target, past, 1 - settings.memory if past is not None else 1.0)
+    else:
+        loss = part * assignment_loss(own.clamp_min(1e-12).log(), assignment.part(places))
+    loss = settings.pull * loss
+    if settings.consistency:
+        with torch.no_grad():
+            before = work.guides.probabilities(untuned).argmax(1).cpu().numpy()
+        weights = torch.from_numpy(consistency_weights(assignment.groups[places], before)).to(images)
+        loss = loss + settings.consistency * part * consistency_loss(
+            embedded(work.encoders, images), embed(work.encoders, untuned), weights
+        )
+    (gradient,) = torch.autograd.grad(loss, final)
+    return float(loss.detach()), gradient, everyone.double().mean(0).cpu().numpy()
+
+
+def _validate(work: Work, validation: Validation) -> dict[str, Any]:
+    """Where the averaged weights stand; keeps them if they are the best so far."""
+    state = work.state
+    with state.learner.averages.applied():
+        standing: Standing = validation.standing(work.unet, state.iteration)
+    distance = standing.distance(state.target)
+    state.judge(distance)
+    if standing.parted and work.accelerator.is_main_process:
+        console.print(
+            f"[yellow]warning[/]: iteration {state.iteration}: guide and held-out guide read different mixes "
+            f"({np.round(standing.guide, 2).tolist()} and {np.round(standing.held_out, 2).tolist()}): the guide is being fooled"
+        )
+    joint = work.guides.joint
+    return {
+        "validation": {
+            "distance": distance, "guide": dict(zip(joint, standing.guide.tolist(), strict=True)),
+            "held_out": dict(zip(joint, standing.held_out.tolist(), strict=True)), "consistency": standing.consistency,
+            "parted": standing.parted,
+        }
+    }  # fmt: skip
+
+
+def _kept(work: Work, validation: Validation) -> AlignResult:
+    """Publish the best weights, and count who they draw on fresh seeds."""
+    settings, state = work.settings, work.state
+    assert state.best is not None
+    work.unet.load_state_dict(state.best_weights, strict=False)
+    certified = None
+    if settings.certified_images:
+        counts = validation.certified(work.unet, settings.certified_images)
+        certified = dict(zip(work.guides.joint, (counts / counts.sum()).tolist(), strict=True))
+    reached = bool(state.best["distance"] <= settings.tolerance)
+    model = publish(settings, state, work.guides, work.held_out, certified, work.accelerator)
+    return AlignResult(settings.out, model, state.iteration, state.best["iteration"], state.best["distance"], certified, reached)
+
+
+def _drop_after(log: Path, iteration: int) -> None:
+    """Lines of iterations that a kill has lost would stand twice after a resume."""
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["iteration"] <= iteration]
+        write_text(log, "".join(line + "\n" for line in kept))

@@ -1,0 +1,117 @@
+"""Where an alignment stands: what a held-out guide reads in images of fixed seeds, drawn with the averaged weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from evenhand.alignment.drawing import Drawing
+from evenhand.alignment.guides import Guides
+from evenhand.cohorts.cohort import to_image
+from evenhand.core.artifacts import write_atomically
+from evenhand.models.encoders import Encoder
+from evenhand.models.tensors import to_array
+
+PARTED = 0.1  # shares by guide and held-out guide further apart: the guide is being fooled
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Shares (K,) of joint groups among drawn images, by the guides and by the held-out ones, and nearness to the untuned model."""
+
+    guide: np.ndarray
+    held_out: np.ndarray
+    consistency: float  # mean cosine to the untuned model's images of the same seeds
+
+    def distance(self, target: np.ndarray) -> float:
+        """Total variation from the target, by the held-out guides."""
+        return float(np.abs(self.held_out - target).sum() / 2)
+
+    @property
+    def parted(self) -> bool:
+        """Whether guide and held-out guide read different mixes."""
+        return bool(np.abs(self.guide - self.held_out).max() > PARTED)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Images of fixed seeds, and how the untuned model's look to the encoders."""
+
+    drawing: Drawing
+    guides: Guides
+    held_out: Guides
+    encoders: list[Encoder]
+    untuned: torch.Tensor  # (n, d) embeddings, on the CPU
+    folder: Path
+
+    @classmethod
+    def prepare(
+        cls, drawing: Drawing, guides: Guides, held_out: Guides, encoders: list[Encoder], untuned: torch.nn.Module, folder: Path
+    ) -> Validation:
+        """Draw the untuned model's images once."""
+        n = drawing.settings.validation_images
+        features = _whole(drawing, [(places, embed(encoders, pixels)) for places, pixels in drawing.images(untuned, "validation", n)], n)
+        return cls(drawing, guides, held_out, encoders, features, folder)
+
+    def standing(self, unet: torch.nn.Module, iteration: int) -> Standing:
+        """Draw, read, and keep a sheet of the first images."""
+        n = self.drawing.settings.validation_images
+        found: list[tuple[np.ndarray, torch.Tensor]] = []
+        for places, pixels in self.drawing.images(unet, "validation", n):
+            if places[0] == 0:
+                write_sheet(self.folder / f"iteration-{iteration:04d}.png", pixels[:_SHOWN])
+            near = F.cosine_similarity(embed(self.encoders, pixels), self.untuned[places].to(pixels.device))
+            codes = [guides.probabilities(pixels).argmax(1) for guides in (self.guides, self.held_out)]
+            found.append((places, torch.stack([*codes, near], dim=1)))
+        read = _whole(self.drawing, found, n).numpy()
+        k = len(self.guides.joint)
+        guide, held_out = (np.bincount(read[:, i].astype(int), minlength=k) / n for i in (0, 1))
+        return Standing(guide, held_out, float(read[:, 2].mean()))
+
+    def certified(self, unet: torch.nn.Module, n: int) -> np.ndarray:
+        """Counts (K,) by the held-out guides among ``n`` images of seeds that no step and no validation has seen."""
+        found = [
+            (places, self.held_out.probabilities(pixels).argmax(1)[:, None].float())
+            for places, pixels in self.drawing.images(unet, "certification", n)
+        ]
+        return np.bincount(_whole(self.drawing, found, n).numpy()[:, 0].astype(int), minlength=len(self.guides.joint))
+
+
+@torch.no_grad()
+def embed(encoders: list[Encoder], pixels: torch.Tensor) -> torch.Tensor:
+    """Embeddings of all encoders side by side, each of unit length: the mean of their cosines is the cosine of the whole."""
+    return embedded(encoders, pixels)
+
+
+def embedded(encoders: list[Encoder], pixels: torch.Tensor) -> torch.Tensor:
+    """``embed``, with gradient."""
+    colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+    return torch.cat([F.normalize(encoder.embed(colour), dim=1) for encoder in encoders], dim=1)
+
+
+def write_sheet(path: Path, pixels: torch.Tensor) -> None:
+    """Images (n, channels, H, W) in [0, 1] side by side: the same seeds in every sheet of a run."""
+    path.parent.mkdir(exist_ok=True)
+    strip = np.concatenate(list(to_array(pixels)), axis=1)
+    image: Image.Image = to_image(strip)
+    write_atomically(path, lambda partial: image.save(partial, format="PNG"))
+
+
+def _whole(drawing: Drawing, pieces: list[tuple[np.ndarray, torch.Tensor]], n: int) -> torch.Tensor:
+    """Rows of all ranks in the order of their places, (n, d), on the CPU and the same on every rank."""
+    accelerator = drawing.accelerator
+    width = torch.tensor(pieces[0][1].shape[1] if pieces else 0, device=accelerator.device)
+    if accelerator.num_processes > 1:
+        width = accelerator.gather(width).max()
+    rows = torch.zeros(n, int(width), device=accelerator.device)
+    for places, values in pieces:
+        rows[places] = values.float()
+    if accelerator.num_processes > 1:
+        rows = accelerator.reduce(rows, "sum")
+    return rows.cpu()

@@ -1,0 +1,37 @@
+"""Two gloo processes align as one does: the same batch, the same validation, one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import processes
+import torch
+from safetensors.torch import load_file
+
+from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.tune import align
+from evenhand.models.classifiers import ClassifierSettings, train_classifier
+
+
+def _align(settings: dict[str, Any]) -> None:
+    align(AlignSettings(**settings))
+
+
+def test_two_processes_align_as_one_does(tiny: Path, brain: Path, classifier_folder: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    train_classifier(ClassifierSettings(cohort=brain, target="sex", out=second, steps=20, batch_size=16, seed=1))
+    settings = AlignSettings(
+        model=str(tiny), guide=[classifier_folder, second], target="sex=male:0.3,female:0.7", prompts=str(brain), out=tmp_path / "one",
+        form="transport", anchor=1.0, anchor_cohort=brain, solver_steps=3, batch_size=4, iterations=2, validate_every=1,
+        validation_images=60, certified_images=60, learning_rate=1e-3, tolerance=1e-6,
+    )  # fmt: skip
+    one = align(settings)
+    both = settings.model_copy(update={"out": tmp_path / "two"})
+    ended = processes.run_ranks(_align, both.model_dump(), log=tmp_path / "log")
+    assert [end.code for end in ended] == [0, 0], "\n".join(end.output for end in ended)
+    checkpoints = [folder / "checkpoints" / "step-00000002" / "averages.safetensors" for folder in (one.run, both.out)]
+    first, second_ = (load_file(path) for path in checkpoints)
+    for name, weights in first.items():
+        torch.testing.assert_close(second_[name], weights, rtol=1e-4, atol=1e-5)  # sums over ranks are ordered otherwise
+    assert (both.out / "model" / "evenhand.json").is_file()

@@ -1,0 +1,204 @@
+"""The loop: it moves what is drawn, resumes to the bit, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from evenhand.alignment.anchor import Anchor
+from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.state import AlignState
+from evenhand.alignment.tune import align
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.artifacts import read_json, write_json
+from evenhand.core.errors import UserError
+from evenhand.models.classifiers import CALIBRATION_FILE, Classifier, ClassifierSettings, train_classifier
+
+TARGET = "sex=male:0.5,female:0.5"
+
+
+@pytest.fixture(scope="module")
+def guides(brain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two classifiers of sex that a few steps have not made sure of themselves."""
+    folder = tmp_path_factory.mktemp("guides")
+    paths = [folder / "first", folder / "second"]
+    for seed, path in enumerate(paths):
+        train_classifier(ClassifierSettings(cohort=brain, target="sex", out=path, steps=25, batch_size=16, seed=seed))
+        facts = read_json(path / CALIBRATION_FILE)
+        write_json(path / CALIBRATION_FILE, {**facts, "auc": max(0.9, facts["auc"]), "temperature": 4.0})
+    return paths
+
+
+@pytest.fixture(scope="module")
+def silent(brain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts that state no sex."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("A brain MR slice with a tumour.\n\nA brain MR slice without a tumour.\n")
+    return path
+
+
+@pytest.fixture
+def settings(tiny: Path, guides: list[Path], silent: Path, tmp_path: Path) -> Any:
+    """Few small iterations, with changes."""
+
+    def make(out: str = "run", **changes: Any) -> AlignSettings:
+        base: dict[str, Any] = {
+            "model": str(tiny), "guide": guides, "target": TARGET, "prompts": str(silent), "out": tmp_path / out, "solver_steps": 3,
+            "batch_size": 4, "iterations": 6, "validate_every": 2, "validation_images": 20, "certified_images": 20,
+            "checkpoint_every": 1, "learning_rate": 1e-3, "tolerance": 1e-6,
+        }  # fmt: skip
+        return AlignSettings(**{**base, **changes})
+
+    return make
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("form", "path"), [("kl", "adjusted"), ("transport", "adjusted"), ("kl", "truncated"), ("kl", "full")])
+def test_the_batch_moves_towards_the_target(settings: Any, form: str, path: str) -> None:
+    """Whichever group the untrained model's images resemble, the other one is asked for."""
+    start = settings(form=form, path=path, consistency=0, damping=0, iterations=10, batch_size=8, validate_every=10)
+    before = align(start.model_copy(update={"iterations": 1, "out": start.out.with_name("before"), "certified_images": 0}))
+    shown = log(before.run)[0]["batch"]
+    rarer = min(shown, key=lambda group: shown[group])
+    mix = "sex=" + ",".join(f"{group}:{int(group == rarer)}" for group in shown)
+    result = align(start.model_copy(update={"target": mix}))
+    found = [line["batch"][rarer] for line in log(result.run)]
+    assert sum(found[-3:]) > sum(found[:3])
+    assert result.iterations == 10 and result.model is not None
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_bit(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = align(settings("whole"))
+    count = AlignState.count
+
+    def killed(state: AlignState, finite: bool) -> None:
+        count(state, finite)
+        if state.iteration == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AlignState, "count", killed)
+        align(settings("parts"))
+    parts = align(settings("parts", resume=True))
+    assert parts.kept == whole.kept and parts.certified == whole.certified
+    first, second = (load_file(result.model / "unet" / "diffusion_pytorch_model.safetensors") for result in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert log(whole.run) == log(parts.run)
+
+
+def test_the_best_weights_are_kept_and_certified_on_other_seeds(settings: Any) -> None:
+    result = align(settings())
+    seen = [line["validation"] for line in log(result.run) if "validation" in line]
+    assert result.distance <= min(one["distance"] for one in seen) and result.kept in (0, 2, 4, 6)
+    assert result.certified is not None and sum(result.certified.values()) == pytest.approx(1)
+    facts = read_json(result.model / "evenhand.json")
+    assert facts["kept"]["iteration"] == result.kept and facts["certified"] == result.certified
+    assert [guide["role"] for guide in facts["guides"]] == ["guide", "held-out guide"]
+    assert len({guide["sha256"] for guide in facts["guides"]}) == 2
+    assert len(list((result.run / "sheets").glob("*.png"))) == 4
+
+
+def test_within_tolerance_twice_it_ends(settings: Any) -> None:
+    result = align(settings(tolerance=1.0, iterations=20))
+    assert result.reached and result.iterations == 2 and len(log(result.run)) == 2
+
+
+def test_an_aligned_lora_loads_in_plain_diffusers(settings: Any, tiny: Path) -> None:
+    result = align(settings(lora=2, iterations=2))
+    merged = DiffusionPipeline.from_pretrained(result.model, use_safetensors=True)
+    plain = DiffusionPipeline.from_pretrained(tiny, use_safetensors=True, safety_checker=None)
+    plain.load_lora_weights(result.run / "lora")
+    plain.fuse_lora()
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    fused = {key.replace(".base_layer", ""): value for key, value in plain.unet.state_dict().items()}
+    torch.testing.assert_close(fused[name], merged.unet.state_dict()[name])
+
+
+def test_real_images_hold_it_by_a_gradient_of_stated_norm(settings: Any, brain: Path) -> None:
+    free, held = align(settings("free", iterations=1)), align(settings("held", iterations=1, anchor=1.0, anchor_cohort=brain))
+    weights = [load_file(run.run / "checkpoints" / "step-00000001" / "model.safetensors") for run in (free, held)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    target = align(settings("cohort", iterations=1, anchor=1.0, target=str(brain)))
+    shares = Cohort.load(brain).table["sex"].value_counts(normalize=True)
+    assert read_json(target.model / "evenhand.json")["target"] == pytest.approx(shares.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "sex=male:0.5,woman:0.5"}, "mix: sex has no group 'woman'"),
+        ({"target": "sex=male:0.5,female:0.4"}, "shares sum to 0.9, not 1"),
+        ({"target": "age_group=young:0.5,old:0.5"}, "no guide reads 'age_group'"),
+        ({"target": "nowhere"}, "neither a cohort nor a mix"),
+        ({"prompts": "nowhere.txt"}, "no such cohort or file"),
+        ({"anchor": 1.0}, "name the real images with --anchor-cohort"),
+    ],
+)
+def test_bad_input_is_one_line(settings: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        align(settings(**changes))
+    assert "\n" not in str(error.value)
+
+
+def changed(guide: Path, out: Path, **facts: Any) -> Path:
+    """A copy of a classifier that says other things of itself."""
+    import shutil
+
+    shutil.copytree(guide, out)
+    write_json(out / CALIBRATION_FILE, {**read_json(out / CALIBRATION_FILE), **facts})
+    return out
+
+
+def test_guides_that_cannot_guide_are_refused(settings: Any, guides: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"AUC 0\.62 on held-out subjects, below 0\.7"):
+        align(settings(guide=[changed(guides[0], tmp_path / "blind", auc=0.62), guides[1]]))
+    with pytest.raises(UserError, match="no AUC on held-out subjects"):
+        align(settings(guide=[changed(guides[0], tmp_path / "unmeasured", auc=None), guides[1]]))
+    with pytest.raises(UserError, match="its groups of sex are man, woman"):
+        align(settings(guide=[guides[0], changed(guides[1], tmp_path / "other", groups=["man", "woman"])]))
+    with pytest.raises(UserError, match="guides as well"):
+        align(settings(guide=guides, held_out_guide=[guides[0]]))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_one_guide_alone_is_warned_of(settings: Any, guides: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    align(settings(guide=guides[:1], iterations=1))
+    assert "alone both guides and tells when to stop" in " ".join(capsys.readouterr().err.split())
+
+
+def test_prompts_that_state_the_attribute_are_warned_of(settings: Any, brain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    align(settings(prompts=str(brain), iterations=1))
+    assert "prompts state a group of sex" in " ".join(capsys.readouterr().err.split())
+
+
+def test_gradients_that_are_not_finite_stop_it(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Classifier.logits
+    monkeypatch.setattr(Classifier, "logits", lambda self, images: broken(self, images) * torch.nan)
+    with pytest.raises(UserError, match="5 gradients in a row were not finite"):
+        align(settings(validate_every=99, iterations=20))
+
+
+def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the alignment loss this is fine-tuning on resampled images, the baseline of an alignment."""
+    seen: list[int] = []
+    loss = Anchor.loss
+
+    def noted(anchor: Anchor, unet: torch.nn.Module, iteration: int, places: Any) -> torch.Tensor:
+        seen.extend(anchor.batches.at(iteration, anchor.odds)[places])
+        return loss(anchor, unet, iteration, places)
+
+    monkeypatch.setattr(Anchor, "loss", noted)
+    align(settings(pull=0, anchor=1.0, anchor_cohort=brain, target="sex=male:0.1,female:0.9", batch_size=32, validate_every=99))
+    shown = Cohort.load(brain).split("train").table["sex"].to_numpy()[seen]
+    assert (shown == "female").mean() == pytest.approx(0.9, abs=0.07)  # 192 draws: three standard errors
+    with pytest.raises(ValueError, match="nothing tunes the model"):
+        settings(pull=0)
