@@ -303,7 +303,7 @@ def align(
     anchor_cohort: Annotated[Path | None, typer.Option(help="Those real images. [default: the target, where it is a cohort]")] = None,
     lora: Annotated[int | None, typer.Option(help="Tune a LoRA of this rank instead of every weight.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Total variation at which it ends. [default: 0.02]")] = None,
-    precision: Annotated[Literal["auto", "no", "bf16", "fp16"] | None, typer.Option(help="[default: auto]")] = None,
+    precision: Annotated[Literal["auto", "no", "bf16"] | None, typer.Option(help="[default: auto]")] = None,
     resume: Annotated[bool | None, typer.Option("--resume", help="Go on where the run stopped.")] = None,
     config: Config = None,
     seed: Seed = None,

@@ -18,6 +18,7 @@ from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import find_modality, write_phantoms
 from evenhand.core.artifacts import claim, write_json
 from evenhand.core.config import Settings
+from evenhand.core.errors import UserError
 from evenhand.core.progress import console
 from evenhand.engine.runs import CONFIG_FILE
 from evenhand.generation.generate import GenerateSettings, generate
@@ -78,6 +79,12 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
 def _first_attribute(settings: QuickstartSettings) -> tuple[str, list[str]]:
     attribute, groups = next(iter(MODALITIES[settings.modality].attributes.items()))
     return attribute, list(groups)
+
+
+def _equal_shares(settings: QuickstartSettings) -> str:
+    """The target mix: all groups of the first attribute alike."""
+    attribute, groups = _first_attribute(settings)
+    return f"{attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups)
 
 
 def _cohort(settings: QuickstartSettings, path: Path) -> None:
@@ -147,13 +154,12 @@ def _generated(settings: QuickstartSettings, out: Path, model: str, name: str) -
 
 
 def _audited(settings: QuickstartSettings, out: Path, name: str, result: str) -> None:
-    attribute, groups = _first_attribute(settings)
     audit_cohorts(
         AuditSettings(
             real=out / "real",
             synthetic=out / name,
             out=out / result,
-            target=f"{attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups),
+            target=_equal_shares(settings),
             judge_epochs=settings.judge_epochs,
             seed=settings.seed,
         )
@@ -162,8 +168,7 @@ def _audited(settings: QuickstartSettings, out: Path, name: str, result: str) ->
 
 def _aligned(settings: QuickstartSettings, out: Path) -> None:
     """Two guides on subjects of their own, then the tuning."""
-    attribute, groups = _first_attribute(settings)
-    target = f"{attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups)
+    attribute, target = _first_attribute(settings)[0], _equal_shares(settings)
     _say(f"5. the alignment to {target}: one classifier guides, another one tells when to stop, the audit's judge takes no part")
     guides = [out / "guides" / name for name in ("guide", "held-out")]
     for place, guide in enumerate(guides, start=1):
@@ -193,6 +198,8 @@ def _aligned(settings: QuickstartSettings, out: Path) -> None:
                 resume=(out / "aligned" / CONFIG_FILE).exists(),
             )
         )
+        if result.interrupted:
+            raise UserError(f"{out}: interrupted and saved; the same command goes on")
         _say(f"   total variation from the target {result.distance:.3f} at iteration {result.kept} of {result.iterations}")
 
 

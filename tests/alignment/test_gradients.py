@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from evenhand.alignment.gradients import adjusted, adjusted_weights, chained, draw, solver_weights
-from evenhand.models.pipelines import quiet_libraries
+from evenhand.models.libraries import quiet_libraries
 
 NOISE = {"v_prediction": "squaredcos_cap_v2", "epsilon": "scaled_linear"}  # a noise prediction says nothing where no signal is left
 SOLVERS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from evenhand.alignment import tune
 from evenhand.alignment.anchor import Anchor
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.state import AlignState
@@ -151,8 +153,6 @@ def test_bad_input_is_one_line(settings: Any, changes: dict[str, Any], message: 
 
 def changed(guide: Path, out: Path, **facts: Any) -> Path:
     """A copy of a classifier that says other things of itself."""
-    import shutil
-
     shutil.copytree(guide, out)
     write_json(out / CALIBRATION_FILE, {**read_json(out / CALIBRATION_FILE), **facts})
     return out
@@ -202,3 +202,31 @@ def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Pat
     assert (shown == "female").mean() == pytest.approx(0.9, abs=0.07)  # 192 draws: three standard errors
     with pytest.raises(ValueError, match="nothing tunes the model"):
         settings(pull=0)
+
+
+def test_a_run_killed_between_its_end_and_its_model_only_publishes(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tune, "publish", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
+        align(settings(tolerance=1.0, iterations=20))
+    again = align(settings(tolerance=1.0, iterations=20, resume=True))
+    assert again.iterations == 2 and again.model is not None and len(log(again.run)) == 2
+
+
+def test_without_consistency_no_encoder_is_wanted(settings: Any, tiny: Path, tmp_path: Path) -> None:
+    """A Stable Diffusion folder has no image encoder of its own."""
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny, bare)
+    shutil.rmtree(bare / "clip")
+    with pytest.raises(UserError, match="--consistency-encoder"):
+        align(settings("refused", model=str(bare)))
+    result = align(settings(model=str(bare), consistency=0, iterations=2))
+    assert [line["validation"]["consistency"] for line in log(result.run) if "validation" in line] == [None]
+
+
+def test_other_anchor_images_are_another_run(settings: Any, brain: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    whole = Cohort.load(brain)
+    whole.subset(whole.table.index % 2 == 0).save(other)
+    align(settings(anchor=1.0, anchor_cohort=brain, iterations=2))
+    with pytest.raises(UserError, match="the anchor cohort has changed"):
+        align(settings(anchor=1.0, anchor_cohort=other, iterations=2, resume=True))

@@ -12,7 +12,8 @@ from models.plain import plain_pipeline
 
 from evenhand.core.randomness import torch_generator
 from evenhand.models.denoise import decode, encode, guided_prediction, sampler, trajectory
-from evenhand.models.pipelines import encode_prompts, load_pipeline, quiet_libraries
+from evenhand.models.libraries import quiet_libraries
+from evenhand.models.pipelines import encode_prompts, load_pipeline
 
 
 @pytest.fixture(scope="module", params=["tiny", "pndm", "ddim"])

@@ -26,6 +26,7 @@ class Anchor:
     """Real images behind a latent cache; every draw depends on iteration and place alone."""
 
     stage: Stage
+    images: list[str]  # hashes and prompts: what a resumption must find again
     cache: LatentCache
     batches: Batches
     odds: dict[str, float] | None  # joint group -> sampling odds
@@ -46,10 +47,14 @@ class Anchor:
         if not len(real):
             raise UserError(f"{cohort.root}: the training split is empty; give another --anchor-cohort, or --anchor 0")
         cache = latent_cache(stage, real, accelerator, model_sha256)
-        names, odds = np.array(guides.joint)[guides.read(real)], None
+        names = odds = None
         if settings.anchor_mix == "target":
+            names = np.array(guides.joint)[guides.read(real)]
             odds = _odds(names, dict(zip(guides.joint, target.tolist(), strict=True)), cohort)
-        return cls(stage, cache, Batches(len(real), settings.batch_size, settings.seed, names), odds, settings.seed, accelerator.device)
+        images = [f"{sha256} {prompt}" for sha256, prompt in zip(real.image_hashes(), real.table["prompt"], strict=True)]
+        return cls(
+            stage, images, cache, Batches(len(real), settings.batch_size, settings.seed, names), odds, settings.seed, accelerator.device
+        )
 
     def loss(self, unet: torch.nn.Module, iteration: int, places: np.ndarray) -> torch.Tensor:
         """Mean loss of this rank's ``places`` of the iteration's batch."""

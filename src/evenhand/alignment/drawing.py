@@ -58,9 +58,6 @@ class Sheet:
     prompts: list[str]
     noise: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.prompts)
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -114,4 +111,5 @@ class Drawing:
         state = self.accelerator
         for places in rank_batches(n, _DRAWN_AT_ONCE, state.process_index, state.num_processes):
             with torch.no_grad():
-                yield places, self.stage.decode(self.latents(unet, self.sheet(purpose, 0, places.tolist())))
+                pixels = self.stage.decode(self.latents(unet, self.sheet(purpose, 0, places.tolist())))
+            yield places, pixels  # not within: whoever takes them has a say in gradients of its own

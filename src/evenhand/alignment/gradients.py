@@ -21,7 +21,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch.utils.checkpoint import checkpoint
 
-from evenhand.models.pipelines import quiet_libraries
+from evenhand.models.denoise import solve
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # scaled latents (B, C, H, W), timestep -> what the denoiser predicts
 
@@ -52,7 +52,7 @@ def draw(predict: Predict, scheduler: SchedulerMixin, noise: torch.Tensor, steps
         predictions.append(predict(latents, timestep))
         return predictions[-1]
 
-    final = _solve(scheduler, noise, steps, answer)
+    final = solve(scheduler, noise, steps, answer)
     return Drawn(noise, inputs, predictions, final)
 
 
@@ -66,7 +66,7 @@ def chained(predict: Predict, scheduler: SchedulerMixin, drawn: Drawn, gradient:
         return found
 
     with torch.enable_grad():
-        _solve(scheduler, drawn.noise, drawn.steps, answer).backward(gradient)
+        solve(scheduler, drawn.noise, drawn.steps, answer).backward(gradient)
 
 
 def adjusted(predict: Predict, scheduler: SchedulerMixin, drawn: Drawn, gradient: torch.Tensor, carrying: Collection[int]) -> None:
@@ -93,19 +93,7 @@ def solver_weights(scheduler: SchedulerMixin, steps: int) -> np.ndarray:
     """By how much each step's answer moves the final latents when no later answer changes: (steps,) float64."""
     answers = [torch.zeros(1, 1, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(steps)]
     with torch.enable_grad():
-        _solve(
+        solve(
             scheduler, torch.zeros(1, 1, 1, 1, dtype=torch.float64), steps, lambda place, latents, timestep: answers[place]
         ).sum().backward()
     return np.array([0.0 if answer.grad is None else answer.grad.item() for answer in answers])
-
-
-def _solve(
-    scheduler: SchedulerMixin, noise: torch.Tensor, steps: int, answer: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    with quiet_libraries():  # diffusers hands tensors to numpy in a way that numpy warns of
-        scheduler.set_timesteps(steps, device=noise.device)
-    latents = noise * scheduler.init_noise_sigma
-    for place, timestep in enumerate(scheduler.timesteps):
-        prediction = answer(place, scheduler.scale_model_input(latents, timestep), timestep)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-    return latents

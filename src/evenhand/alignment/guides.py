@@ -38,16 +38,16 @@ class Guides:
         for path in paths:
             guide = Classifier.load(path)
             if guide.auc is None:
-                raise UserError(f"--guide {path}: no AUC on held-out subjects; train it on a cohort with a test split")
+                raise UserError(f"{path}: no AUC on held-out subjects; train it on a cohort with a test split")
             if guide.auc < LEAST_AUC:
                 raise UserError(
-                    f"--guide {path}: AUC {guide.auc:.2f} on held-out subjects, below {LEAST_AUC}: it cannot tell {guide.target}; "
+                    f"{path}: AUC {guide.auc:.2f} on held-out subjects, below {LEAST_AUC}: it cannot tell {guide.target}; "
                     "train a better one, or align by another attribute"
                 )
             others = by_attribute.setdefault(guide.target, [])
             if others and set(others[0].groups) != set(guide.groups):
                 raise UserError(
-                    f"--guide {path}: its groups of {guide.target} are {', '.join(guide.groups)}, those of {others[0].path} "
+                    f"{path}: its groups of {guide.target} are {', '.join(guide.groups)}, those of {others[0].path} "
                     f"{', '.join(others[0].groups)}; train both on cohorts of one schema"
                 )
             others.append(guide)

@@ -54,9 +54,8 @@ class AlignSettings(Settings):
     validation_images: int = Field(500, ge=20)
     tolerance: float = Field(0.02, gt=0, description="total variation from the target; reached twice in a row, the run ends")
     certified_images: int = Field(1000, ge=0, description="of fresh seeds, drawn with the weights that are kept")
-    sheet_every: int = Field(5, ge=1)
     checkpoint_every: int = Field(5, ge=1)
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "no", "bf16"] = Field("auto", description="gradients of drawn images do not bear fp16's range")
     max_skipped: int = Field(5, ge=1, description="stop after so many iterations in a row whose gradient is not finite")
     seed: int = 0
     resume: bool = False

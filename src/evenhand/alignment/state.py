@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from evenhand.core.errors import UserError
 from evenhand.core.randomness import derive_seed
 from evenhand.engine.checkpoints import Checkpoint
 from evenhand.engine.learner import Learner
-from evenhand.models.adapters import add_lora
+from evenhand.models.adapters import train_only
 from evenhand.models.pipelines import load_pipeline, model_hash, stage_of
 from evenhand.models.stages import Stage
 
@@ -47,7 +46,7 @@ class AlignState:
         """Load the model twice: one copy is tuned, one stays as it is."""
         pipeline = tunable_pipeline(settings)
         stage = stage_of(pipeline, settings.stage)
-        untuned = copy.deepcopy(stage_of(load_pipeline(settings.model), settings.stage).unet)
+        untuned = stage_of(load_pipeline(settings.model), settings.stage).unet
         untuned.to(accelerator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         learner = Learner.create(
             stage.unet.eval(), accelerator, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, ema=settings.ema,
@@ -122,11 +121,5 @@ def tunable_pipeline(settings: AlignSettings) -> DiffusionPipeline:
     """The model as it is before alignment, all frozen but what is tuned."""
     pipeline = load_pipeline(settings.model)
     stage = stage_of(pipeline, settings.stage)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False)
-    if settings.lora is not None:
-        add_lora(stage.unet, settings.lora, derive_seed(settings.seed, "lora"))
-    else:
-        stage.unet.requires_grad_(True)
+    train_only(pipeline, stage.unet, settings.lora, derive_seed(settings.seed, "lora"))
     return pipeline

@@ -7,8 +7,8 @@ Subgroup distribution aligned tuning (Han et al. 2024, arXiv 2406.14847), with t
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,17 @@ from evenhand.alignment.publish import publish
 from evenhand.alignment.settings import RESUMABLE, AlignResult, AlignSettings
 from evenhand.alignment.state import AlignState
 from evenhand.alignment.targets import assign, assignment_loss, mix_divergence
-from evenhand.alignment.validation import Standing, Validation, embed, embedded
+from evenhand.alignment.validation import Standing, Validation, embed
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
-from evenhand.core.artifacts import append_jsonl, claim, write_text
+from evenhand.core.artifacts import append_jsonl, claim
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import Mix, observed_mix, parse_mix
 from evenhand.core.progress import console, track
+from evenhand.core.randomness import derive_seed
 from evenhand.engine.checkpoints import load_latest, save_checkpoint
 from evenhand.engine.devices import accelerator as new_accelerator
-from evenhand.engine.runs import CONFIG_FILE, StopSignal, any_rank, check_folder
+from evenhand.engine.devices import mixed_precision
+from evenhand.engine.runs import CONFIG_FILE, StopSignal, any_rank, check_folder, drop_lines_after
 from evenhand.models.denoise import sampler
 from evenhand.models.encoders import Encoder
 from evenhand.models.pipelines import clip_of
@@ -70,7 +72,7 @@ def align(settings: AlignSettings) -> AlignResult:
     Raises:
         UserError: bad input, guides that cannot tell, a folder in use, or too many gradients in a row that are not finite.
     """
-    accelerator = new_accelerator(settings.precision)
+    accelerator = new_accelerator(_precision(settings))
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(claim(settings.out))
@@ -83,12 +85,18 @@ def align(settings: AlignSettings) -> AlignResult:
             work.state.restore(checkpoint, work.fingerprint)
         if accelerator.is_main_process:
             settings.save(settings.out / CONFIG_FILE)
-            _drop_after(settings.out / "log.jsonl", work.state.iteration)
+            drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration)
         return _run(work, held.enter_context(StopSignal()))
 
 
+def _precision(settings: AlignSettings) -> str:
+    """A GPU without bf16 computes in float32: fp16 would want its gradients scaled, and these come in parts."""
+    found = mixed_precision(settings.precision)
+    return "no" if found == "fp16" else found
+
+
 def _prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
-    guides, held_out = _guides(settings)
+    guides, held_out = _guides(settings, accelerator)
     cohort = Cohort.load(settings.target) if (Path(settings.target) / SCHEMA_FILE).is_file() else None
     mix = _mix(settings, cohort, guides)
     target = guides.shares(mix)
@@ -109,21 +117,28 @@ def _prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         anchor = Anchor.prepare(state.stage, real, guides, target, settings, state.model_sha256, accelerator)
     if settings.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {settings.batch_size}: not a multiple of the {accelerator.num_processes} processes")
-    encoders = [Encoder.load(path).to(accelerator.device) for path in settings.consistency_encoder or [clip_of(settings.model)]]
+    paths = settings.consistency_encoder or ([clip_of(settings.model)] if settings.consistency else [])
+    encoders = [Encoder.load(path).to(accelerator.device) for path in paths]
     for encoder in encoders:
         encoder.model.requires_grad_(False)
     fingerprint = {
         "model": state.model_sha256,
         "guides": ",".join(guide.sha256 for guide in [*guides.all, *held_out.all]),
         "target mix": str(mix),
-        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "prompts": _digest(prompts),
+        "encoders": ",".join(encoder.sha256 for encoder in encoders),
+        "anchor cohort": _digest(anchor.images) if anchor is not None else "",
     }
     return Work(
         settings, accelerator, state, drawing, guides.to(accelerator.device), held_out.to(accelerator.device), encoders, anchor, fingerprint
     )
 
 
-def _guides(settings: AlignSettings) -> tuple[Guides, Guides]:
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, Guides]:
     """Those that guide, and those that tell when to stop: different ones, where there are two of an attribute."""
     guides, held_out = Guides.load(settings.guide), Guides.load(settings.held_out_guide)
     for attribute, found in guides.by_attribute.items():
@@ -131,7 +146,7 @@ def _guides(settings: AlignSettings) -> tuple[Guides, Guides]:
             continue
         held_out = held_out.having(attribute, found[-1:])
         guides = guides.having(attribute, found[:-1] or found)
-        if len(found) == 1:
+        if len(found) == 1 and accelerator.is_main_process:
             console.print(
                 f"[yellow]warning[/]: {found[0].path} alone both guides and tells when to stop; a tuned model fools its guide, so give a "
                 f"second classifier of {attribute}, trained on other subjects"
@@ -160,7 +175,7 @@ def _mix(settings: AlignSettings, cohort: Cohort | None, guides: Guides) -> Mix:
 def _run(work: Work, stop: StopSignal) -> AlignResult:
     settings, state, accelerator = work.settings, work.state, work.accelerator
     validation = Validation.prepare(work.drawing, work.guides, work.held_out, work.encoders, state.untuned, settings.out / "sheets")
-    reached = False
+    reached = state.within >= 2  # a run may be killed between its end and its model
     with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
         if state.iteration == 0 and state.best is None:
             _validate(work, validation)  # where the model stands before
@@ -262,7 +277,8 @@ def _pull(work: Work, drawn: Drawn, untuned: torch.Tensor, places: np.ndarray) -
     part = len(places) / len(everyone)  # a mean over this rank's images counts as much in the mean over all
     whole = torch.cat([everyone[: places[0]], own, everyone[places[-1] + 1 :]])
     target = torch.from_numpy(state.target).to(whole)
-    assignment = assign(everyone.double().cpu().numpy(), state.target, seed=settings.seed + state.iteration)
+    if settings.form == "transport" or settings.consistency:
+        assignment = assign(everyone.double().cpu().numpy(), state.target, seed=derive_seed(settings.seed, "assign", state.iteration))
     if settings.form == "kl":
         past = None if state.past is None else torch.from_numpy(state.past).to(whole)
         loss = mix_divergence(whole, target, past, 1 - settings.memory if past is not None else 1.0)
@@ -272,10 +288,9 @@ def _pull(work: Work, drawn: Drawn, untuned: torch.Tensor, places: np.ndarray) -
     if settings.consistency:
         with torch.no_grad():
             before = work.guides.probabilities(untuned).argmax(1).cpu().numpy()
+            frozen = embed(work.encoders, untuned)
         weights = torch.from_numpy(consistency_weights(assignment.groups[places], before)).to(images)
-        loss = loss + settings.consistency * part * consistency_loss(
-            embedded(work.encoders, images), embed(work.encoders, untuned), weights
-        )
+        loss = loss + settings.consistency * part * consistency_loss(embed(work.encoders, images), frozen, weights)
     (gradient,) = torch.autograd.grad(loss, final)
     return float(loss.detach()), gradient, everyone.double().mean(0).cpu().numpy()
 
@@ -314,10 +329,3 @@ def _kept(work: Work, validation: Validation) -> AlignResult:
     reached = bool(state.best["distance"] <= settings.tolerance)
     model = publish(settings, state, work.guides, work.held_out, certified, work.accelerator)
     return AlignResult(settings.out, model, state.iteration, state.best["iteration"], state.best["distance"], certified, reached)
-
-
-def _drop_after(log: Path, iteration: int) -> None:
-    """Lines of iterations that a kill has lost would stand twice after a resume."""
-    if log.exists():
-        kept = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["iteration"] <= iteration]
-        write_text(log, "".join(line + "\n" for line in kept))

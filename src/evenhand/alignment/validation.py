@@ -27,7 +27,7 @@ class Standing:
 
     guide: np.ndarray
     held_out: np.ndarray
-    consistency: float  # mean cosine to the untuned model's images of the same seeds
+    consistency: float | None  # mean cosine to the untuned model's images of the same seeds; None without encoders
 
     def distance(self, target: np.ndarray) -> float:
         """Total variation from the target, by the held-out guides."""
@@ -51,14 +51,20 @@ class Validation:
     folder: Path
 
     @classmethod
+    @torch.no_grad()
     def prepare(
         cls, drawing: Drawing, guides: Guides, held_out: Guides, encoders: list[Encoder], untuned: torch.nn.Module, folder: Path
     ) -> Validation:
         """Draw the untuned model's images once."""
         n = drawing.settings.validation_images
-        features = _whole(drawing, [(places, embed(encoders, pixels)) for places, pixels in drawing.images(untuned, "validation", n)], n)
+        features = torch.zeros(n, 0)
+        if encoders:
+            features = _whole(
+                drawing, [(places, embed(encoders, pixels)) for places, pixels in drawing.images(untuned, "validation", n)], n
+            )
         return cls(drawing, guides, held_out, encoders, features, folder)
 
+    @torch.no_grad()
     def standing(self, unet: torch.nn.Module, iteration: int) -> Standing:
         """Draw, read, and keep a sheet of the first images."""
         n = self.drawing.settings.validation_images
@@ -66,14 +72,16 @@ class Validation:
         for places, pixels in self.drawing.images(unet, "validation", n):
             if places[0] == 0:
                 write_sheet(self.folder / f"iteration-{iteration:04d}.png", pixels[:_SHOWN])
-            near = F.cosine_similarity(embed(self.encoders, pixels), self.untuned[places].to(pixels.device))
-            codes = [guides.probabilities(pixels).argmax(1) for guides in (self.guides, self.held_out)]
-            found.append((places, torch.stack([*codes, near], dim=1)))
-        read = _whole(self.drawing, found, n).numpy()
+            read = [guides.probabilities(pixels).argmax(1) for guides in (self.guides, self.held_out)]
+            if self.encoders:
+                read.append(F.cosine_similarity(embed(self.encoders, pixels), self.untuned[places].to(pixels.device)))
+            found.append((places, torch.stack(read, dim=1)))
+        rows = _whole(self.drawing, found, n).numpy()
         k = len(self.guides.joint)
-        guide, held_out = (np.bincount(read[:, i].astype(int), minlength=k) / n for i in (0, 1))
-        return Standing(guide, held_out, float(read[:, 2].mean()))
+        guide, held_out = (np.bincount(rows[:, i].astype(int), minlength=k) / n for i in (0, 1))
+        return Standing(guide, held_out, float(rows[:, 2].mean()) if self.encoders else None)
 
+    @torch.no_grad()
     def certified(self, unet: torch.nn.Module, n: int) -> np.ndarray:
         """Counts (K,) by the held-out guides among ``n`` images of seeds that no step and no validation has seen."""
         found = [
@@ -83,14 +91,8 @@ class Validation:
         return np.bincount(_whole(self.drawing, found, n).numpy()[:, 0].astype(int), minlength=len(self.guides.joint))
 
 
-@torch.no_grad()
 def embed(encoders: list[Encoder], pixels: torch.Tensor) -> torch.Tensor:
     """Embeddings of all encoders side by side, each of unit length: the mean of their cosines is the cosine of the whole."""
-    return embedded(encoders, pixels)
-
-
-def embedded(encoders: list[Encoder], pixels: torch.Tensor) -> torch.Tensor:
-    """``embed``, with gradient."""
     colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
     return torch.cat([F.normalize(encoder.embed(colour), dim=1) for encoder in encoders], dim=1)
 

@@ -1,9 +1,11 @@
-"""What every long run shares: a folder of its own, settings that hold over a resumption, and an orderly stop."""
+"""What every long run shares: a folder of its own, settings that hold over a resumption, a log, a model, and an orderly stop."""
 
 from __future__ import annotations
 
+import json
+import math
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -11,10 +13,15 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 
+from evenhand.core.artifacts import new_folder, provenance, write_json, write_text
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
 from evenhand.engine.checkpoints import checkpoint_folders
+from evenhand.models.adapters import has_lora, merge_lora, save_lora
+from evenhand.models.libraries import quiet_libraries
+from evenhand.models.pipelines import keep_clip, model_provenance
 
 CONFIG_FILE = "config.yaml"
 
@@ -50,6 +57,40 @@ def _same_run(settings: Settings, out: Path, resumable: Collection[str], *, resu
             raise UserError(
                 f"{config}: --resume with {key} = {value!r}, but the run began with {began[key]!r}; keep it, or choose another --out"
             )
+
+
+def write_model(
+    out: Path, source: str, pipeline: DiffusionPipeline, unet: torch.nn.Module, weights: Mapping[str, torch.Tensor], facts: dict[str, Any]
+) -> None:
+    """Write ``pipeline`` with ``weights`` in ``unet`` as ``out/model``; a LoRA also as ``out/lora``, and folded into the model.
+
+    Args:
+        source: the model that the run began with, whose CLIP and history are kept beside.
+        facts: for ``evenhand.json``.
+    """
+    unet.load_state_dict(weights, strict=False)
+    if has_lora(unet):
+        with new_folder(out / "lora", replace=True) as folder:
+            save_lora(unet, folder)
+        merge_lora(unet)
+    with new_folder(out / "model", replace=True) as folder, quiet_libraries():
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        keep_clip(source, folder)
+        write_json(folder / "evenhand.json", provenance(**facts, model_provenance=model_provenance(source)))
+
+
+def drop_lines_after(log: Path, key: str, last: int) -> None:
+    """Lines of a JSONL log that a kill has lost would stand twice after a resume; a half-written one goes as well."""
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines() if _number(line, key) <= last]
+        write_text(log, "".join(line + "\n" for line in kept))
+
+
+def _number(line: str, key: str) -> float:
+    try:
+        return float(json.loads(line)[key])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
 
 
 def any_rank(flag: bool, accelerator: Accelerator) -> bool:

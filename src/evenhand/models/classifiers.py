@@ -31,7 +31,7 @@ from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import known
 from evenhand.core.progress import track
 from evenhand.core.randomness import generator, torch_generator
-from evenhand.models.pipelines import LOAD_ERRORS, brief, quiet_libraries
+from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
 from evenhand.models.preprocessing import Preprocessing
 from evenhand.models.tensors import to_tensor
 from evenhand.models.tiny import seeded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,13 +91,27 @@ def trajectory(
 
     ``generators``, one a sample, feed samplers that draw noise on the way, so that an image depends on its own seed alone.
     """
+
+    def answer(place: int, scaled: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return guided_prediction(unet, scaled, timestep, text, silent, guidance_scale, condition)
+
+    return solve(scheduler, noise, steps, answer, generators)
+
+
+def solve(
+    scheduler: SchedulerMixin,
+    noise: torch.Tensor,
+    steps: int,
+    answer: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+    generators: Sequence[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """The same for any denoiser: ``answer`` is given a step's number from 0, its scaled latents, and its timestep."""
     with quiet_libraries():  # diffusers hands tensors to numpy in a way that numpy warns of
         scheduler.set_timesteps(steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
     extra = _accepted_generators(scheduler, generators)
-    for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(latents, timestep)
-        prediction = guided_prediction(unet, scaled, timestep, text, silent, guidance_scale, condition)
+    for place, timestep in enumerate(scheduler.timesteps):
+        prediction = answer(place, scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
     return latents
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
 from evenhand.core.artifacts import sha256_folder
 from evenhand.core.errors import UserError
-from evenhand.models.pipelines import LOAD_ERRORS, brief, quiet_libraries
+from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
 from evenhand.models.preprocessing import Preprocessing
 from evenhand.models.tensors import to_tensor
 

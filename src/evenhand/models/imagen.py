@@ -6,6 +6,7 @@ noise of a known level is added. Both work on images folded into patches (pixel-
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -173,9 +174,9 @@ class _PixelStage(Stage):
     """Pixels in [-1, 1], folded into patches; nothing is learnt or lost on the way."""
 
     @property
+    @abstractmethod
     def patch(self) -> int:
         """Side in pixels of what one place of the grid holds."""
-        raise NotImplementedError
 
     @property
     def side(self) -> int:

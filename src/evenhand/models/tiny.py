@@ -26,6 +26,7 @@ from evenhand.core.progress import track
 from evenhand.core.randomness import generator, torch_generator
 from evenhand.models.imagen import ImagenPipeline
 from evenhand.models.libraries import quiet_libraries
+from evenhand.models.pipelines import CLIP_FOLDER
 from evenhand.models.tensors import to_tensor
 from evenhand.models.tiny_text import fit_text, seeded
 
@@ -171,8 +172,8 @@ def _extractor(side: int) -> CLIPImageProcessorPil:
 def _write(pipeline: DiffusionPipeline, clip: CLIPModel, train: Cohort, settings: FittedSettings) -> Path:
     with new_folder(settings.out) as folder, quiet_libraries():
         pipeline.save_pretrained(folder, safe_serialization=True)
-        clip.save_pretrained(folder / "clip", safe_serialization=True)
-        _extractor(train.schema.image_size).save_pretrained(folder / "clip")
+        clip.save_pretrained(folder / CLIP_FOLDER, safe_serialization=True)
+        _extractor(train.schema.image_size).save_pretrained(folder / CLIP_FOLDER)
         write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), modality=train.schema.modality))
     return settings.out
 

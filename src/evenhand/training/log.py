@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evenhand.core.artifacts import append_jsonl, write_text
+from evenhand.core.artifacts import append_jsonl
+from evenhand.engine.runs import drop_lines_after
 
 if TYPE_CHECKING:
     from evenhand.training.data import Gathered
@@ -27,8 +27,8 @@ class TrainingLog:
         self.last_loss = math.nan
         self._sum, self._n, self._by_group = 0.0, 0, dict[str, list[list[Any]]]()
         self._clear()
-        if active and path.exists():
-            self._drop_after(step)
+        if active:
+            drop_lines_after(path, "step", step)
 
     def branch(self) -> TrainingLog:
         """A log of what may turn out to be lost: it goes on from here, and holds its lines back."""
@@ -41,11 +41,6 @@ class TrainingLog:
         for line in branch._held or []:
             append_jsonl(self._path, line)
         self._sum, self._n, self._by_group, self.last_loss = branch._sum, branch._n, branch._by_group, branch.last_loss
-
-    def _drop_after(self, step: int) -> None:
-        """Lines of steps that a kill has lost would stand twice after a resume."""
-        kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
-        write_text(self._path, "".join(line + "\n" for line in kept))
 
     def _clear(self) -> None:
         self._sum, self._n = 0.0, 0
@@ -87,10 +82,3 @@ class TrainingLog:
             }
             for name in self._groups
         }
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # a half-written last line

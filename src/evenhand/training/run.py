@@ -6,9 +6,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from evenhand.core.artifacts import new_folder, provenance, read_json, write_json
-from evenhand.models.adapters import merge_lora, save_lora
-from evenhand.models.pipelines import keep_clip, model_provenance, quiet_libraries, stage_of
+from evenhand.core.artifacts import read_json
+from evenhand.engine.runs import write_model
+from evenhand.models.pipelines import stage_of
 from evenhand.training.data import TrainingData
 from evenhand.training.plots import plot_method
 from evenhand.training.settings import RESUMABLE, TrainSettings
@@ -28,24 +28,16 @@ def publish(settings: TrainSettings, state: TrainingState, data: TrainingData, a
     weights = state.learner.averaged_weights()  # every rank takes part: its weights may be sharded
     if accelerator.is_main_process and _steps_behind(target) != state.step:
         pipeline = trainable_pipeline(settings)
-        unet = stage_of(pipeline, settings.stage).unet
-        unet.load_state_dict(weights, strict=False)
-        if settings.lora is not None:
-            with new_folder(settings.out / "lora", replace=True) as folder:
-                save_lora(unet, folder)
-            merge_lora(unet)
-        with new_folder(target, replace=True) as folder, quiet_libraries():
-            pipeline.save_pretrained(folder, safe_serialization=True)
-            keep_clip(settings.model, folder)
-            facts = {
-                "trained_on": str(settings.cohort),
-                **data.fingerprint,
-                "steps": state.step,
-                "lost_steps": state.lost,
-                "skipped": state.skipped,
-                "model_provenance": model_provenance(settings.model),  # a cascade's stages may have seen different cohorts
-            }
-            write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), seed=settings.seed, **facts))
+        facts = {
+            "settings": settings.model_dump(mode="json"),
+            "seed": settings.seed,
+            "trained_on": str(settings.cohort),
+            **data.fingerprint,
+            "steps": state.step,
+            "lost_steps": state.lost,
+            "skipped": state.skipped,
+        }
+        write_model(settings.out, settings.model, pipeline, stage_of(pipeline, settings.stage).unet, weights, facts)
     if accelerator.is_main_process:
         plot_method(settings.out / "log.jsonl", settings.out / "method.svg")
     accelerator.wait_for_everyone()

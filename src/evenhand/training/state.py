@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, DiffusionPipeline
 
@@ -14,7 +13,7 @@ from evenhand.core.errors import UserError
 from evenhand.core.randomness import derive_seed
 from evenhand.engine.checkpoints import Checkpoint
 from evenhand.engine.learner import Learner
-from evenhand.models.adapters import add_lora
+from evenhand.models.adapters import train_only
 from evenhand.models.pipelines import load_pipeline, model_hash, stage_of, training_scheduler
 from evenhand.models.stages import Stage
 from evenhand.training.population import Population
@@ -133,11 +132,5 @@ def trainable_pipeline(settings: TrainSettings) -> DiffusionPipeline:
     stage = stage_of(pipeline, settings.stage)
     if settings.prediction is not None:
         stage.scheduler.register_to_config(prediction_type=settings.prediction)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False)
-    if settings.lora is not None:
-        add_lora(stage.unet, settings.lora, derive_seed(settings.seed, "lora"))
-    else:
-        stage.unet.requires_grad_(True)
+    train_only(pipeline, stage.unet, settings.lora, derive_seed(settings.seed, "lora"))
     return pipeline

@@ -29,6 +29,7 @@ ENDINGS = (".jpg", ".jpeg", ".png")
 MAX_MEMBER_BYTES = 200_000_000  # of one image in an archive, unpacked
 MISSING = "no image file"
 _ARTICLE = re.compile(r"PMC\d+")
+# what zipfile raises on damaged archives; NotImplementedError is its word for an unknown compression
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
 
 
