@@ -1,0 +1,264 @@
+"""Alignment on real images: a model of 80 % one group is brought to 50 %, and read by judges who never met its guides' patients.
+
+    EVENHAND_DATA=... python benchmarks/alignment_real.py nih-cxr --work runs/align-nih
+
+Patients are parted: 60 % for the model and its guides, 40 % for the judge. The model learns from the first part, resampled to 80 % of one
+group; two guides learn from halves of its patients. Five judges learn from four fifths of the other patients each, and read the fifth:
+those readings tell how often they err, and correct what their mean reads from generated images. Where the correction cannot be
+trusted, it is refused, and the refusal is the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from common import RESULTS, write_result
+from PIL import Image
+
+from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.tune import align
+from evenhand.audit.fidelity import kernel_distance
+from evenhand.audit.memorization import copy_rate
+from evenhand.audit.representation import estimate_mix
+from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort, to_image
+from evenhand.cohorts.sources import ImportSettings
+from evenhand.cohorts.sources.importing import import_cohort
+from evenhand.core.artifacts import read_json, write_json, write_text
+from evenhand.core.groups import intersection, known
+from evenhand.core.randomness import generator
+from evenhand.engine.features import cohort_features, cohort_predictions
+from evenhand.generation.generate import GenerateSettings, generate
+from evenhand.models.classifiers import Classifier, ClassifierSettings, train_classifier
+from evenhand.models.encoders import Encoder
+from evenhand.models.tiny import TinySettings, init_tiny_latent
+from evenhand.training.loop import train
+from evenhand.training.settings import TrainSettings
+
+FOLDS, SOLVER_STEPS, GUIDANCE = 5, 20, 1.5
+SKEW = 0.8  # share of the common group in what the model learns from
+
+
+@dataclass(frozen=True)
+class World:
+    """One data set: whose share is moved, and how long classifiers train."""
+
+    folder: str
+    attribute: str
+    common: str
+    conditions: list[str] | None
+    epochs: float
+    autoencoder_steps: int
+    steps: int = 2400
+
+
+WORLDS = {
+    "nih-cxr": World("nih_cxr", "sex", "male", ["view"], 30, 600),
+    "ham10000": World("ham10000", "age_group", "<60", None, 6, 1500),
+}
+
+
+def main() -> None:
+    """Run what is missing, then write JSON and a table of all runs in the work folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", choices=WORLDS)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=1000, help="generated to measure a model")
+    options = parser.parse_args()
+    if "EVENHAND_DATA" not in os.environ:
+        raise SystemExit("EVENHAND_DATA is not set; it names the folder that holds the raw data sets")
+    world = WORLDS[options.source]
+    _prepare(options.source, world, options.work)
+    for seed in options.seeds:
+        _run(world, options.work, seed, options.images)
+    notes = sorted(options.work.glob("seed-*/found.json"))
+    found = {note.parent.name.removeprefix("seed-"): read_json(note) for note in notes}
+    payload = {"cohorts": _sizes(options.work), "judges": _judge_facts(world, options.work), "runs": found}
+    write_result(f"alignment_real_{world.folder}", payload, seeds=[int(seed) for seed in found])
+    write_text(RESULTS / f"alignment_real_{world.folder}.md", _table(world, found))
+    _sheet(options.work / f"seed-{min(found, key=int)}", RESULTS.parents[1] / "docs" / "images" / f"alignment_{world.folder}.png")
+    print(_table(world, found))
+
+
+def _prepare(source: str, world: World, work: Path) -> None:
+    """Parts by patient, classifiers, and the skewed model."""
+    if not (work / "judged" / SCHEMA_FILE).exists():
+        _parts(source, world, work)
+    plans = {"guide": ("guide", world.attribute), "held-out": ("held-out", world.attribute)}
+    plans |= {f"judge-{fold}": (f"judged-{fold}", world.attribute) for fold in range(FOLDS)}
+    plans["encoder"] = ("labelled", "everything")
+    for place, (name, (cohort, target)) in enumerate(plans.items()):
+        if not (work / "classifiers" / name).exists():
+            settings = ClassifierSettings(
+                cohort=work / cohort, target=target, out=work / "classifiers" / name, epochs=world.epochs, seed=place
+            )
+            train_classifier(settings)
+    if not (work / "initial").exists():
+        settings_ = TinySettings(cohort=work / "skewed", out=work / "initial", autoencoder_steps=world.autoencoder_steps)
+        init_tiny_latent(settings_)
+    run = work / "run"
+    if not (run / "model").exists():
+        train(
+            TrainSettings(
+                model=str(work / "initial"), cohort=work / "skewed", out=run, steps=world.steps, batch_size=32, learning_rate=7e-4,
+                warmup=50, ema=0.995, timesteps="logit-normal", schedule="cosine", checkpoint_every=100,
+                resume=(run / "config.yaml").exists(),
+            )
+        )  # fmt: skip
+
+
+def _parts(source: str, world: World, work: Path) -> None:
+    """Cohorts by patient: ``skewed`` of model and guides, ``guide`` and ``held-out`` its halves, ``judged`` with a split a fold."""
+    conditions = world.conditions
+    import_cohort(source, Path(os.environ["EVENHAND_DATA"]) / world.folder, work / "all", ImportSettings(size=64, conditions=conditions))
+    whole = Cohort.load(work / "all")
+    whole = whole.subset(known(whole.table, [world.attribute]))
+    subjects = np.array(sorted(whole.table["subject_id"].unique()))
+    place = pd.Series(generator(0, "patients").permutation(len(subjects)) / len(subjects), index=subjects)
+    at = whole.table["subject_id"].map(place).to_numpy()
+    inside = at < 0.6
+    _with_splits(whole.subset(inside), ("train",), 0).subset(_skewed(whole.subset(inside), world)).save(work / "skewed")
+    for name, rows in {"guide": at < 0.3, "held-out": inside & (at >= 0.3)}.items():
+        _with_splits(whole.subset(rows), ("train", "train", "val", "test"), 1).save(work / name)
+    labelled = _with_splits(whole.subset(inside), ("train", "train", "val", "test"), 2)
+    joint = intersection(labelled.table, [*labelled.schema.attributes, *labelled.schema.conditions])
+    schema = labelled.schema.model_copy(update={"conditions": {**labelled.schema.conditions, "everything": sorted(set(joint))}})
+    Cohort(schema, labelled.table.assign(everything=joint), labelled.root).save(work / "labelled")
+    for fold in range(FOLDS):  # test: the fold; val: the one before it, which sets the temperature
+        splits = tuple({fold: "test", (fold + 1) % FOLDS: "val"}.get(part, "train") for part in range(FOLDS))
+        _with_splits(whole.subset(~inside), splits, 3).save(work / f"judged-{fold}")
+    whole.subset(~inside).save(work / "judged")
+
+
+def _with_splits(cohort: Cohort, splits: tuple[str, ...], seed: int) -> Cohort:
+    """Patients dealt out to ``splits`` in turn."""
+    subjects = np.array(sorted(cohort.table["subject_id"].unique()))
+    turn = pd.Series(generator(seed, "turns").permutation(len(subjects)) % len(splits), index=subjects)
+    return Cohort(cohort.schema, cohort.table.assign(split=np.array(splits)[cohort.table["subject_id"].map(turn)]), cohort.root)
+
+
+def _skewed(cohort: Cohort, world: World) -> np.ndarray:
+    """Rows of which the common group makes up 80 %, as many as there are."""
+    common = (cohort.table[world.attribute] == world.common).to_numpy()
+    n = min(common.sum() / SKEW, (~common).sum() / (1 - SKEW))
+    draws = generator(0, "skew")
+    rows = [draws.permutation(np.flatnonzero(part))[: round(share * n)] for part, share in ((common, SKEW), (~common, 1 - SKEW))]
+    return np.isin(np.arange(len(cohort)), np.concatenate(rows))
+
+
+def _run(world: World, work: Path, seed: int, images: int) -> None:
+    """One alignment, measured before and after by images of the same seeds."""
+    path = work / f"seed-{seed}"
+    if (path / "found.json").exists():
+        return
+    path.mkdir(exist_ok=True)
+    groups = Cohort.load(work / "skewed").schema.attributes[world.attribute]
+    result = align(
+        AlignSettings(
+            model=str(work / "run"), guide=[work / "classifiers" / "guide"], held_out_guide=[work / "classifiers" / "held-out"],
+            target=f"{world.attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups), prompts=str(work / "skewed"),
+            out=path / "aligned", solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, seed=seed,
+            resume=(path / "aligned" / "config.yaml").exists(),
+        )
+    )  # fmt: skip
+    if result.interrupted:
+        raise SystemExit("interrupted and saved; the same command goes on")
+    found = {
+        when: _measured(world, work, _drawn(model, path / when, work, images, seed))
+        for when, model in {"before": work / "run", "after": path / "aligned"}.items()
+    }
+    facts = {"iterations": result.iterations, "kept": result.kept, "distance": result.distance, "certified": result.certified}
+    write_json(path / "found.json", {**found, "alignment": facts})
+
+
+def _drawn(model: Path, out: Path, work: Path, n: int, seed: int) -> Cohort:
+    return generate(
+        GenerateSettings(
+            model=str(model), out=out, like=work / "skewed", n=n, prompt_attributes=["none"], guidance_scale=GUIDANCE,
+            steps=SOLVER_STEPS, seed=900 + seed, resume=out.exists(),
+        )
+    )  # fmt: skip
+
+
+def _measured(world: World, work: Path, made: Cohort) -> dict[str, Any]:
+    """The share of the common group, kernel distance within each group as the judges read it, and the rate of near copies."""
+    held, labels, subjects, reading = _judges(world, work)
+    shown = np.mean([cohort_predictions(judge, made) for judge in _folds(work)], axis=0)
+    groups = _folds(work)[0].groups
+    ids = [made.table["subject_id"].astype(object).to_numpy(), subjects]
+    mix = estimate_mix(shown, reading, labels, subjects=tuple(ids))
+    place = groups.index(world.common)
+    encoder, real = Encoder.load(work / "classifiers" / "encoder"), held
+    there, here = cohort_features(encoder, real), cohort_features(encoder, made)
+    kid = {
+        group: float(getattr(value, "value", value))
+        for code, group in enumerate(groups)
+        for value in [kernel_distance(there[labels == code], here[shown.argmax(1) == code])]
+    }
+    copies = copy_rate(Cohort.load(work / "skewed").pixels(), real.pixels(), made.pixels())
+    return {
+        "n": len(made), "share": float(mix.values[place]), "low": float(mix.low[place]), "high": float(mix.high[place]),
+        "identifiable": bool(mix.identifiable), "refusal": mix.reason, "raw": float(mix.raw[place]), "kid": kid,
+        "copies": {"rate": copies.value, "low": copies.low, "high": copies.high},
+    }  # fmt: skip
+
+
+def _folds(work: Path) -> list[Classifier]:
+    return [Classifier.load(work / "classifiers" / f"judge-{fold}") for fold in range(FOLDS)]
+
+
+def _judges(world: World, work: Path) -> tuple[Cohort, np.ndarray, np.ndarray, np.ndarray]:
+    """Real images of the judges' patients, their codes and patients, and what the judge that has not met them reads."""
+    held = Cohort.load(work / "judged")
+    judges = _folds(work)
+    reading = np.zeros((len(held), len(judges[0].groups)))
+    for fold, judge in enumerate(judges):
+        part = Cohort.load(work / f"judged-{fold}").split("test")
+        rows = held.table["image"].isin(part.table["image"]).to_numpy()
+        reading[rows] = cohort_predictions(judge, held.subset(rows))
+    codes = held.table[world.attribute].map({group: code for code, group in enumerate(judges[0].groups)}).to_numpy()
+    return held, codes, held.table["subject_id"].astype(object).to_numpy(), reading
+
+
+def _sizes(work: Path) -> dict[str, Any]:
+    cohorts = {name: Cohort.load(work / name) for name in ("skewed", "guide", "held-out", "judged")}
+    return {name: {"images": len(part), "subjects": int(part.table["subject_id"].nunique())} for name, part in cohorts.items()}
+
+
+def _judge_facts(world: World, work: Path) -> dict[str, Any]:
+    return {path.name: Classifier.load(path).auc for path in sorted((work / "classifiers").iterdir()) if path.name != "encoder"}
+
+
+def _table(world: World, found: Mapping[str, Any]) -> str:
+    """One row a seed and moment."""
+    groups = list(next(iter(found.values()))["before"]["kid"])
+    heads = ["seed", "", f"{world.common}, judges", "refused", *(f"KID {group}" for group in groups), "near copies"]
+    lines = [heads, ["---"] * len(heads)]
+    for seed, run in found.items():
+        for when in ("before", "after"):
+            facts = run[when]
+            share = f"{facts['share']:.3f} [{facts['low']:.3f}, {facts['high']:.3f}]"
+            kid = [f"{facts['kid'][group]:.3g}" for group in groups]
+            lines.append([seed, when, share, facts["refusal"] or "no", *kid, f"{facts['copies']['rate']:.3f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _sheet(run: Path, path: Path, columns: int = 16, tile: int = 64) -> None:
+    """The same noise before (above) and after (below), two pairs of rows."""
+    sheet = Image.new("RGB", (columns * tile, 4 * tile + 8), (255, 255, 255))
+    for row, when in enumerate(("before", "after")):
+        for place, image in enumerate(Cohort.load(run / when).pixels(range(2 * columns))):
+            down = 2 * (place // columns) + row
+            sheet.paste(to_image(image).convert("RGB").resize((tile, tile)), (place % columns * tile, down * tile + 8 * (down // 2)))
+    sheet.quantize(128).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
