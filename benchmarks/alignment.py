@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, write_result
+from diffusers import StableDiffusionPipeline
+from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from evenhand.alignment.settings import AlignSettings
@@ -28,7 +30,7 @@ from evenhand.audit.representation import estimate_mix
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import write_phantoms
-from evenhand.core.artifacts import claim, read_json, write_json, write_text
+from evenhand.core.artifacts import claim, read_json, write_atomically, write_json, write_text
 from evenhand.core.groups import intersection
 from evenhand.core.randomness import generator
 from evenhand.engine.features import cohort_features, cohort_predictions
@@ -41,36 +43,41 @@ from evenhand.training.settings import TrainSettings
 
 BASE_STEPS, BATCH = 1500, 32
 SOLVER_STEPS = 20
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 TARGET = "sex=male:0.5,female:0.5"
-RESAMPLED = {"pull": 0, "anchor": 1.0, "learning_rate": 2e-4, "iterations": 400, "batch_size": 32, "ema": 0.98, "validate_every": 50}
+REAL_ALONE = {"own_images": 0, "anchor": 1.0}
 
-# changes to the default alignment; "anchor_cohort" names a folder of the seed's world
+# changes to the default alignment; "anchor_cohort" names a folder of the seed's world, "guide" classifiers
 RECIPES: dict[str, dict[str, Any]] = {
     "before": {},
     "default": {},
-    "undamped": {"damping": 0},
+    "few-own-images": {"own_images": 300},
+    "slow": {"learning_rate": 5e-5, "iterations": 400, "validate_every": 50},
+    "lora-8": {"lora": 8, "learning_rate": 1e-3},
+    "source-resampled": {**REAL_ALONE, "anchor_cohort": "source"},
+    "target-fine-tuned": {**REAL_ALONE, "anchor_cohort": "small-target", "anchor_mix": "own"},
+    "kl": {"form": "kl"},
+    "kl-certain": {"form": "kl", "confidence": 1.0},
+    "kl-undamped": {"form": "kl", "damping": 0},
+    "kl-no-consistency": {"form": "kl", "consistency": 0},
+    "kl-all-steps": {"form": "kl", "carrying": "all"},
+    "kl-last-half": {"form": "kl", "carrying": "last:10"},
+    "kl-truncated-2": {"form": "kl", "path": "truncated"},
+    "kl-full": {"form": "kl", "path": "full"},
+    "kl-own-anchor": {"form": "kl", "own_images": 1200, "anchor": 1.0},
+    "kl-source-anchor": {"form": "kl", "anchor": 1.0, "anchor_cohort": "source"},
     "transport": {"form": "transport"},
-    "no-consistency": {"consistency": 0},
-    "consistency-3": {"consistency": 3},
-    "all-steps": {"carrying": "all"},
-    "last-half": {"carrying": "last:10"},
-    "truncated-2": {"path": "truncated"},
-    "full": {"path": "full"},
-    "lora-8": {"lora": 8, "learning_rate": 2e-4},
-    "source-anchor": {"anchor": 1.0, "anchor_cohort": "source"},
-    "target-anchor": {"anchor": 1.0, "anchor_cohort": "small-target"},
     "trap": {
+        "form": "kl",
         "path": "truncated",
         "carrying": "last:1",
         "consistency": 0,
+        "confidence": 1.0,
         "learning_rate": 1e-4,
         "ema": 0.0,
         "damping": 0,
         "guide": ["plain"],
     },
-    "source-resampled": {**RESAMPLED, "anchor_cohort": "source"},
-    "target-fine-tuned": {**RESAMPLED, "anchor_cohort": "small-target", "anchor_mix": "own"},
-    "self-distilled": {**RESAMPLED, "anchor_cohort": "own-images"},
 }
 FIGURES = {
     "oracle_male": "male, oracle", "judge_male": "male, judge", "valid": "valid", "follows": "tumour follows", "matched_fd": "matched FD",
@@ -98,6 +105,8 @@ def main() -> None:
         "alignment", {"target": TARGET, "recipes": RECIPES, "runs": found}, seeds=sorted({int(s) for r in found.values() for s in r})
     )
     write_text(RESULTS / "alignment.md", _table(found))
+    if "lora-8" in found:
+        _plot_scales(found["lora-8"], RESULTS.parents[1] / "docs" / "images" / "alignment_lora_scale.png")
     print(_table(found))
 
 
@@ -128,9 +137,6 @@ def _prepare(world: Path, seed: int) -> None:
                 warmup=100, schedule="cosine", ema=0.995, seed=seed, resume=(run / "config.yaml").exists(),
             )
         )  # fmt: skip
-    if not (world / "cohorts" / "own-images" / SCHEMA_FILE).exists():
-        own = _drawn(world / "base" / "run", world / "base" / "own-images", world, n=1000, seed=500 + seed)
-        Cohort(own.schema, own.table.assign(split="train"), own.root).save(world / "cohorts" / "own-images")
 
 
 def _classifiers(world: Path, seed: int) -> None:
@@ -184,15 +190,46 @@ def _run(world: Path, recipe: str, seed: int, images: int) -> None:
             "iterations": result.iterations, "kept": result.kept, "distance": result.distance, "certified": result.certified,
             "reached": result.reached, "seconds": time.process_time() - start, "gradient_share": _compute(settings, result.iterations),
         }  # fmt: skip
+    if "lora" in RECIPES[recipe]:
+        facts["male_by_scale"] = {scale: _male_at(world, model, scale, seed) for scale in SCALES}
     write_json(note, {**facts, **_measured(world, _drawn(model, world / "drawn" / recipe, world, n=images, seed=900 + seed))})
+
+
+def _male_at(world: Path, run: Path, scale: float, seed: int) -> float:
+    """The oracle's share of men when the LoRA, as plain diffusers loads it, is added to the untuned model at this scale."""
+    folder = run / f"scale-{scale:g}"
+    if not folder.exists():
+        pipeline = StableDiffusionPipeline.from_pretrained(world / "base" / "run" / "model")
+        pipeline.load_lora_weights(run / "lora")
+        pipeline.fuse_lora(lora_scale=scale)
+        pipeline.unload_lora_weights()
+        pipeline.save_pretrained(folder)
+    made = _drawn(folder, world / "drawn" / f"{run.name}-{scale:g}", world, n=300, seed=700 + seed)
+    seen = MODALITIES["brain"].oracle(made.pixels())
+    return float((seen["sex"][seen["valid"].to_numpy(dtype=bool)] == "male").mean())
+
+
+def _plot_scales(runs: Mapping[str, Any], path: Path) -> None:
+    """Share of men over the scale of the LoRA, a line a seed."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for seed, run in runs.items():
+        axes.plot(SCALES, [run["male_by_scale"][str(scale)] for scale in SCALES], marker="o", label=f"seed {seed}")
+    axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
+    axes.set(xlabel="scale of the LoRA", ylabel="share of men (oracle)", ylim=(0, 1))
+    axes.legend(frameon=False)
+    write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
 
 
 def _compute(settings: AlignSettings, iterations: int) -> float:
     """Denoiser passes of the tuning, in those of the base training; a backward pass counts as two, validation is not in it."""
-    drawing = 2 * settings.solver_steps  # tuned and untuned
-    carrying = 3 * len(settings.carrying_steps)
-    one = settings.batch_size * ((drawing + carrying if settings.pull else 0) + (3 if settings.anchor else 0))
-    return iterations * one / (BASE_STEPS * BATCH * 3)
+    learning, carrying = 3 * settings.batch_size, 3 * len(settings.carrying_steps)
+    if settings.form == "distill":
+        one = learning * (bool(settings.own_images) + bool(settings.anchor))
+    else:
+        drawing = settings.solver_steps * (2 if settings.consistency else 1)  # tuned and untuned
+        one = settings.batch_size * (drawing + carrying) + (learning if settings.anchor else 0)
+    return (settings.own_images * settings.solver_steps + iterations * one) / (BASE_STEPS * BATCH * 3)
 
 
 def _drawn(model: Path, out: Path, world: Path, n: int, seed: int) -> Cohort:

@@ -84,7 +84,7 @@ def _alignment(work: Path, changes: dict[str, Any]) -> int:
     settings = AlignSettings.model_validate(
         {
             "model": str(work / "model"), "guide": [work / "guide"], "target": "sex=male:0.5,female:0.5", "prompts": str(work / "cohort"),
-            "out": work / "aligned", "solver_steps": SOLVER_STEPS, "batch_size": BATCH, **changes,
+            "out": work / "aligned", "solver_steps": SOLVER_STEPS, "batch_size": BATCH, "form": "kl", **changes,
         }
     )  # fmt: skip
     parts = _prepare(settings, accelerator("no"))

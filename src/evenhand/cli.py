@@ -287,19 +287,25 @@ def align(
     prompts: Annotated[str | None, typer.Option(help="A cohort, or a text file with one prompt a line.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     stage: Annotated[str | None, typer.Option(help="Of a cascade: base or super-resolution. [default: base]")] = None,
-    form: Annotated[Literal["kl", "transport"] | None, typer.Option(help="What pulls the batch to the target. [default: kl]")] = None,
+    form: Annotated[
+        Literal["distill", "kl", "transport"] | None,
+        typer.Option(help="Learn own images in the target mix, or pull every batch towards it. [default: distill]"),
+    ] = None,
+    own_images: Annotated[int | None, typer.Option(help="Drawn by the model before it is tuned. [default: 1200; kl, transport: 0]")] = None,
     path: Annotated[
         Literal["adjusted", "truncated", "full"] | None, typer.Option(help="How gradient reaches the denoiser. [default: adjusted]")
     ] = None,
     carrying: Annotated[str | None, typer.Option(help="Solver steps with gradient: all, half, first:K, last:K.")] = None,
     solver_steps: Annotated[int | None, typer.Option(help="As in generation: the mix moves with it. [default: 20]")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="As in generation. [default: 1]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images an iteration, over all processes. [default: 24]")] = None,
-    iterations: Annotated[int | None, typer.Option(help="At most. [default: 60]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-5]")] = None,
-    consistency: Annotated[float | None, typer.Option(help="Weight of CLIP-consistency. [default: 1]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images an iteration, over all processes. [default: 32; kl, transport: 24]")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="At most. [default: 200; kl, transport: 60]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-4; kl, transport: 2e-5]")] = None,
+    consistency: Annotated[float | None, typer.Option(help="Weight of CLIP-consistency. [default: 0; kl, transport: 1]")] = None,
     consistency_encoder: Annotated[list[Path] | None, typer.Option(help="CLIP or DINOv2 folder. [default: the model's own CLIP]")] = None,
-    anchor: Annotated[float | None, typer.Option(help="Weight of real images, in norms of the alignment's gradient. [default: 0]")] = None,
+    anchor: Annotated[float | None, typer.Option(help="Weight of real images, else own, in norms of the gradient. [default: 0]")] = None,
     anchor_cohort: Annotated[Path | None, typer.Option(help="Those real images. [default: the target, where it is a cohort]")] = None,
     lora: Annotated[int | None, typer.Option(help="Tune a LoRA of this rank instead of every weight.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Total variation at which it ends. [default: 0.02]")] = None,

@@ -6,7 +6,7 @@ Each chapter leaves a folder; run again, it goes on where it stopped.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -47,8 +47,9 @@ class QuickstartSettings(Settings):
     judge_epochs: float = Field(3, gt=0)
     guide_images: int = Field(600, ge=20, description="of each of two cohorts that guides are trained on")
     guide_steps: int = Field(150, ge=1)
-    align_iterations: int = Field(40, ge=1, description="at most")
-    align_batch: int = Field(24, ge=2)
+    align_form: Literal["distill", "kl", "transport"] = "distill"
+    own_images: int = Field(600, ge=1, description="of the biased model, which form distill learns from")
+    align_iterations: int = Field(100, ge=1, description="at most")
     validation_images: int = Field(300, ge=20)
     seed: int = 0
 
@@ -188,9 +189,10 @@ def _aligned(settings: QuickstartSettings, out: Path) -> None:
                 target=target,
                 prompts=str(out / "real"),
                 out=out / "aligned",
+                form=settings.align_form,
                 solver_steps=settings.solver_steps,
                 guidance_scale=settings.guidance_scale,
-                batch_size=settings.align_batch,
+                **({"own_images": settings.own_images} if settings.align_form == "distill" else {}),
                 iterations=settings.align_iterations,
                 validation_images=settings.validation_images,
                 certified_images=0,

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import processes
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from evenhand.alignment.exemplars import OWN_FILE
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.tune import align
+from evenhand.core.errors import UserError
 from evenhand.models.classifiers import ClassifierSettings, train_classifier
 
 
@@ -18,14 +21,22 @@ def _align(settings: dict[str, Any]) -> None:
     align(AlignSettings(**settings))
 
 
-def test_two_processes_align_as_one_does(tiny: Path, brain: Path, classifier_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["transport", "distill"])
+def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, classifier_folder: Path, tmp_path: Path) -> None:
     second = tmp_path / "second"
     train_classifier(ClassifierSettings(cohort=brain, target="sex", out=second, steps=20, batch_size=16, seed=1))
     settings = AlignSettings(
-        model=str(tiny), guide=[classifier_folder, second], target="sex=male:0.3,female:0.7", prompts=str(brain), out=tmp_path / "one",
-        form="transport", anchor=1.0, anchor_cohort=brain, solver_steps=3, batch_size=4, iterations=2, validate_every=1,
+        model=str(tiny), guide=[classifier_folder, second], target="sex=male:1,female:0", prompts=str(brain), out=tmp_path / "one",
+        form=form, own_images=60 if form == "distill" else 0, anchor=1.0, anchor_cohort=brain,
+        consistency=0 if form == "distill" else 1, solver_steps=3, batch_size=4, iterations=2, validate_every=1,
         validation_images=60, certified_images=60, learning_rate=1e-3, tolerance=1e-6,
     )  # fmt: skip
+    if form == "distill":  # what an untrained model shows is one group alone
+        probe = settings.model_copy(update={"out": tmp_path / "probe"})
+        with pytest.raises(UserError, match="however its own"):
+            align(probe)
+        male = float(load_file(probe.out / OWN_FILE)["shown"][:, 0].mean())
+        settings = settings.model_copy(update={"target": f"sex=male:{male:.4f},female:{1 - male:.4f}"})
     one = align(settings)
     both = settings.model_copy(update={"out": tmp_path / "two"})
     ended = processes.run_ranks(_align, both.model_dump(), log=tmp_path / "log")
@@ -33,5 +44,5 @@ def test_two_processes_align_as_one_does(tiny: Path, brain: Path, classifier_fol
     checkpoints = [folder / "checkpoints" / "step-00000002" / "averages.safetensors" for folder in (one.run, both.out)]
     first, second_ = (load_file(path) for path in checkpoints)
     for name, weights in first.items():
-        torch.testing.assert_close(second_[name], weights, rtol=1e-4, atol=1e-5)  # sums over ranks are ordered otherwise
+        torch.testing.assert_close(second_[name], weights, rtol=1e-3, atol=1e-4)  # a tenth of a step: sums over ranks are ordered otherwise
     assert (both.out / "model" / "evenhand.json").is_file()

@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.stats import multinomial
 
-from evenhand.alignment.targets import Assignment, assign, assignment_loss, joint_probabilities, mix_divergence
+from evenhand.alignment.targets import Assignment, assign, assignment_loss, joint_probabilities, mix_divergence, tilted_weights
 
 
 def test_divergence_is_zero_at_the_target_and_by_hand_elsewhere() -> None:
@@ -98,3 +99,28 @@ def test_unsure_images_count_nothing() -> None:
     assert loss.item() == pytest.approx(np.log(2) / 2)
     loss.backward()
     assert logits.grad is not None and logits.grad[1].tolist() == [0, 0] and logits.grad[0].tolist() == pytest.approx([-0.25, 0.25])
+
+
+def test_weights_of_certain_images_are_ratios_of_shares() -> None:
+    """Three of four show the first group: for .3/.7 each of them weighs .1, the other .7."""
+    weights = tilted_weights(np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]]), np.array([0.3, 0.7]))
+    np.testing.assert_allclose(weights, [0.1, 0.1, 0.1, 0.7], atol=1e-5)
+
+
+def test_weights_of_uncertain_images_meet_the_target_on_average() -> None:
+    """Of three groups, against scipy's own minimiser of relative entropy under the constraint."""
+    predictions = np.random.default_rng(0).dirichlet([1, 1, 1], size=12)
+    target = np.array([0.2, 0.5, 0.3])
+    weights = tilted_weights(predictions, target)
+    np.testing.assert_allclose(weights @ predictions, target, atol=1e-4)
+    free = minimize(
+        lambda w: (w * np.log(12 * w)).sum(), np.full(12, 1 / 12), bounds=[(1e-9, 1)] * 12, method="SLSQP", options={"ftol": 1e-12},
+        constraints=[{"type": "eq", "fun": lambda w: w @ predictions - target}],
+    )  # fmt: skip
+    np.testing.assert_allclose(weights, free.x, atol=2e-3)
+
+
+def test_a_target_out_of_reach_is_approached() -> None:
+    """No image is read as the second group with more than .6: all weight goes there."""
+    weights = tilted_weights(np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]), np.array([0.0, 1.0]))
+    assert weights[2] > 0.99 and weights.sum() == pytest.approx(1)

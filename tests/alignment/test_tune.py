@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from evenhand.alignment import tune
-from evenhand.alignment.anchor import Anchor
+from evenhand.alignment.exemplars import OWN_FILE, Exemplars
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.state import AlignState
 from evenhand.alignment.tune import align
@@ -52,7 +53,7 @@ def settings(tiny: Path, guides: list[Path], silent: Path, tmp_path: Path) -> An
     def make(out: str = "run", **changes: Any) -> AlignSettings:
         base: dict[str, Any] = {
             "model": str(tiny), "guide": guides, "target": TARGET, "prompts": str(silent), "out": tmp_path / out, "solver_steps": 3,
-            "batch_size": 4, "iterations": 6, "validate_every": 2, "validation_images": 20, "certified_images": 20,
+            "form": "kl", "batch_size": 4, "iterations": 6, "validate_every": 2, "validation_images": 20, "certified_images": 20,
             "checkpoint_every": 1, "learning_rate": 1e-3, "tolerance": 1e-6,
         }  # fmt: skip
         return AlignSettings(**{**base, **changes})
@@ -188,20 +189,80 @@ def test_gradients_that_are_not_finite_stop_it(settings: Any, monkeypatch: pytes
 
 
 def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the alignment loss this is fine-tuning on resampled images, the baseline of an alignment."""
+    """Without own images this is fine-tuning on resampled ones, the baseline of an alignment."""
     seen: list[int] = []
-    loss = Anchor.loss
+    loss = Exemplars.loss
 
-    def noted(anchor: Anchor, unet: torch.nn.Module, iteration: int, places: Any) -> torch.Tensor:
-        seen.extend(anchor.batches.at(iteration, anchor.odds)[places])
-        return loss(anchor, unet, iteration, places)
+    def noted(exemplars: Exemplars, unet: torch.nn.Module, iteration: int, places: Any) -> torch.Tensor:
+        seen.extend(exemplars.rows(iteration)[places])
+        return loss(exemplars, unet, iteration, places)
 
-    monkeypatch.setattr(Anchor, "loss", noted)
-    align(settings(pull=0, anchor=1.0, anchor_cohort=brain, target="sex=male:0.1,female:0.9", batch_size=32, validate_every=99))
+    monkeypatch.setattr(Exemplars, "loss", noted)
+    changes = {"form": "distill", "own_images": 0, "anchor": 1.0, "anchor_cohort": brain, "target": "sex=male:0.1,female:0.9"}
+    align(settings(**changes, batch_size=32, validate_every=99))
     shown = Cohort.load(brain).split("train").table["sex"].to_numpy()[seen]
     assert (shown == "female").mean() == pytest.approx(0.9, abs=0.07)  # 192 draws: three standard errors
-    with pytest.raises(ValueError, match="nothing tunes the model"):
-        settings(pull=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"form": "distill", "own_images": 0}, "nothing to learn from"),
+        ({"form": "distill", "consistency": 1.0}, "leave consistency out"),
+        ({"form": "kl", "own_images": 50}, "they only anchor"),
+        ({"path": "truncated", "carrying": "first:2"}, "write carrying last:K"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_defaults_go_by_form() -> None:
+    base = {"model": "m", "guide": ["g"], "target": "sex=male:1", "prompts": "p", "out": "o"}
+    assert AlignSettings(**base).own_images == 1200 and AlignSettings(**base).learning_rate == 2e-4
+    pulled = AlignSettings(**base, form="kl", ema=0.5)
+    assert (pulled.own_images, pulled.learning_rate, pulled.consistency, pulled.ema) == (0, 2e-5, 1.0, 0.5)
+
+
+DISTILL = {"form": "distill", "own_images": 60, "consistency": 0, "batch_size": 8}
+
+
+def within_reach(settings: Any) -> str:
+    """A mix that some weights make of the untrained model's own images, and that is not what they show unweighted."""
+    probe = settings("probe", **DISTILL, target="sex=male:1,female:0")
+    with pytest.raises(UserError, match=r"however its own 60 images are weighed, (fe)?male is 0\.\d\d of them by the guides, not [01]\.00"):
+        align(probe)
+    male = float(np.quantile(load_file(probe.out / OWN_FILE)["shown"][:, 0], 0.8))
+    return f"sex=male:{male:.4f},female:{1 - male:.4f}"
+
+
+def test_a_model_learns_its_own_images_in_the_target_mix(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images that it learns from are read, on average, as the target has it, whatever it draws by itself."""
+    target, kept, own = within_reach(settings), list[Exemplars](), Exemplars.own
+    monkeypatch.setattr(Exemplars, "own", lambda *parts: kept.append(own(*parts)) or kept[-1])
+    result = align(settings(**DISTILL, target=target, iterations=2))
+    shown, weights = load_file(result.run / OWN_FILE)["shown"].double().numpy(), kept[0].weights
+    assert weights is not None and weights.sum() == pytest.approx(1)
+    assert weights @ shown[:, 0] == pytest.approx(float(target.split(":")[1].split(",")[0]), abs=1e-3)
+    assert shown[:, 0].mean() != pytest.approx(weights @ shown[:, 0], abs=1e-3)
+    drawn = np.concatenate([kept[0].rows(iteration) for iteration in range(300)])
+    spread = shown[:, 0].std() / np.sqrt(len(drawn))
+    assert shown[drawn, 0].mean() == pytest.approx(weights @ shown[:, 0], abs=5 * spread)
+    assert all(line["gradient_norm"] > 0 and "batch" not in line for line in log(result.run))
+
+
+def test_own_images_survive_a_kill_and_resume_to_the_bit(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {**DISTILL, "target": within_reach(settings)}
+    whole = align(settings("whole", **changes))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tune, "_iterate", lambda work: (_ for _ in ()).throw(KeyboardInterrupt))
+        align(settings("parts", **changes))
+    drawn = (whole.run.with_name("parts") / OWN_FILE).read_bytes()
+    assert drawn == (whole.run / OWN_FILE).read_bytes()
+    parts = align(settings("parts", **changes, resume=True))
+    first, second = (load_file(result.model / "unet" / "diffusion_pytorch_model.safetensors") for result in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first) and log(whole.run) == log(parts.run)
 
 
 def test_a_run_killed_between_its_end_and_its_model_only_publishes(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

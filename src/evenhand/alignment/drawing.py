@@ -96,20 +96,40 @@ class Drawing:
 
         return predict
 
-    def latents(self, unet: torch.nn.Module, sheet: Sheet) -> torch.Tensor:
-        """Clean latents (n, C, h, w), without gradient."""
+    def latents(self, unet: torch.nn.Module, sheet: Sheet, guidance_scale: float | None = None) -> torch.Tensor:
+        """Clean latents (n, C, h, w), without gradient; ``guidance_scale`` is the settings' where none is given."""
         text = torch.stack([self.states[prompt] for prompt in sheet.prompts])
         with torch.no_grad(), self.accelerator.autocast():
             found = trajectory(
                 unet, sampler(self.stage.scheduler), sheet.noise, text, self.states[""].expand_as(text),
-                steps=self.settings.solver_steps, guidance_scale=self.settings.guidance_scale,
+                steps=self.settings.solver_steps, guidance_scale=guidance_scale or self.settings.guidance_scale,
             )  # fmt: skip
         return found.float()
 
-    def images(self, unet: torch.nn.Module, purpose: str, n: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """This rank's part of ``n`` images: places, and pixels (b, channels, H, W) in [0, 1]."""
+    def latent_batches(
+        self, unet: torch.nn.Module, purpose: str, n: int, guidance_scale: float | None = None
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """This rank's part of ``n`` images: places, and latents (b, C, h, w)."""
         state = self.accelerator
         for places in rank_batches(n, _DRAWN_AT_ONCE, state.process_index, state.num_processes):
+            yield places, self.latents(unet, self.sheet(purpose, 0, places.tolist()), guidance_scale)
+
+    def images(self, unet: torch.nn.Module, purpose: str, n: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """This rank's part of ``n`` images: places, and pixels (b, channels, H, W) in [0, 1]."""
+        for places, latents in self.latent_batches(unet, purpose, n):
             with torch.no_grad():
-                pixels = self.stage.decode(self.latents(unet, self.sheet(purpose, 0, places.tolist())))
+                pixels = self.stage.decode(latents)
             yield places, pixels  # not within: whoever takes them has a say in gradients of its own
+
+    def whole(self, pieces: list[tuple[np.ndarray, torch.Tensor]], n: int) -> torch.Tensor:
+        """Rows that all ranks found, in the order of their places, (n, d), on the CPU and the same on every rank."""
+        state = self.accelerator
+        width = torch.tensor(pieces[0][1].shape[1] if pieces else 0, device=state.device)
+        if state.num_processes > 1:
+            width = state.gather(width).max()
+        rows = torch.zeros(n, int(width), device=state.device)
+        for places, values in pieces:
+            rows[places] = values.float()
+        if state.num_processes > 1:
+            rows = state.reduce(rows, "sum")
+        return rows.cpu()

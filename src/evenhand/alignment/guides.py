@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ class Guides:
     """Classifiers by attribute. Several of one attribute are averaged: what fools one seldom fools the next."""
 
     by_attribute: Mapping[str, Sequence[Classifier]]
+    temperatures: Mapping[str, float] = field(default_factory=dict)  # attribute -> what its logits are divided by; 1 where none is told
 
     @classmethod
     def load(cls, paths: Sequence[Path]) -> Guides:
@@ -55,7 +56,7 @@ class Guides:
 
     def having(self, attribute: str, guides: Sequence[Classifier]) -> Guides:
         """The same, with these classifiers of an attribute."""
-        return Guides({**self.by_attribute, attribute: guides})
+        return replace(self, by_attribute={**self.by_attribute, attribute: guides})
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -74,14 +75,16 @@ class Guides:
 
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Joint probabilities (B, K) of images (B, channels, H, W) in [0, 1]; differentiable."""
-        colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        return joint_probabilities([self._mean(attribute, colour) for attribute in self.by_attribute])
+        return joint_probabilities([self._mean(attribute, in_colour(images)) for attribute in self.by_attribute])
 
     def _mean(self, attribute: str, images: torch.Tensor) -> torch.Tensor:
-        guides = self.by_attribute[attribute]
+        return (self.logits(attribute, images) / self.temperatures.get(attribute, 1.0)).softmax(-1).mean(0)
+
+    def logits(self, attribute: str, images: torch.Tensor) -> torch.Tensor:
+        """Calibrated logits (guides, B, G) of every guide of one attribute, for images (B, 3, H, W)."""
         order = self.groups[attribute]
-        found = [guide.logits(images).softmax(1)[:, [guide.groups.index(group) for group in order]] for guide in guides]
-        return torch.stack(found).mean(0)
+        found = [guide.logits(images)[:, [guide.groups.index(group) for group in order]] for guide in self.by_attribute[attribute]]
+        return torch.stack(found)
 
     def read(self, cohort: Cohort) -> np.ndarray:
         """Joint code (n,) of every image of a cohort: by its own columns where they know all attributes, else as guides read it."""
@@ -117,3 +120,8 @@ class Guides:
         for guide in self.all:
             guide.to(device).model.requires_grad_(False)
         return self
+
+
+def in_colour(images: torch.Tensor) -> torch.Tensor:
+    """Images (B, 1 or 3, H, W) as (B, 3, H, W)."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

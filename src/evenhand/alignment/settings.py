@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,10 @@ from evenhand.core.config import Settings
 # Settings that may differ between a run and its resumption: they never change what is computed.
 RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "anchor_cohort", "out", "checkpoint_every", "resume")
 
+# what differs where images are drawn, read and pulled at every iteration
+_PULLED: dict[str, Any] = {
+    "own_images": 0, "batch_size": 24, "iterations": 60, "learning_rate": 2e-5, "consistency": 1.0, "ema": 0.9, "validate_every": 5,
+}  # fmt: skip
 _CARRYING = re.compile(r"(all|half)|(first|last):(\d+)")
 
 
@@ -27,30 +31,33 @@ class AlignSettings(Settings):
     prompts: str = Field(description="a cohort, whose prompts are used without the guides' attributes, or a text file, one prompt a line")
     out: Path
     stage: str = Field("base", description="which denoiser of the pipeline is tuned")
-    form: Literal["kl", "transport"] = "kl"
+    form: Literal["distill", "kl", "transport"] = Field("distill", description="sets the defaults of what is marked *")
+    own_images: int = Field(
+        1200, ge=0, description="* of the untuned model, drawn before; form distill learns from them, others may by --anchor"
+    )
     path: Literal["adjusted", "truncated", "full"] = "adjusted"
     carrying: str | None = Field(None, description="solver steps that carry gradient: all, half (the first), first:K or last:K")
     solver_steps: int = Field(20, ge=1, description="as in generation: the mix moves with it")
     guidance_scale: float = Field(1.0, ge=1)
-    batch_size: int = Field(24, ge=2, description="images an iteration, over all processes")
-    iterations: int = Field(60, ge=1, description="at most")
-    learning_rate: float = Field(2e-5, gt=0)
+    batch_size: int = Field(32, ge=2, description="* images an iteration, over all processes")
+    iterations: int = Field(200, ge=1, description="* at most")
+    learning_rate: float = Field(2e-4, gt=0, description="*")
     warmup: int = Field(3, ge=0)
     damping: float = Field(0.1, ge=0, description="distance from the target below which steps shrink with it; 0: they do not")
+    confidence: float = Field(0.85, gt=0.5, le=1, description="mean certainty that guides are softened to in form kl; 1: they are not")
     memory: float = Field(0.5, ge=0, lt=1, description="part of earlier batches in the mean prediction of form kl")
-    pull: float = Field(1.0, ge=0, description="weight of the alignment loss; 0 leaves the real images alone to tune the model")
-    consistency: float = Field(1.0, ge=0, description="weight of CLIP-consistency")
+    consistency: float = Field(0.0, ge=0, description="* weight of CLIP-consistency")
     consistency_encoder: list[Path] = Field([], description="default: the model's own CLIP")
-    anchor: float = Field(0.0, ge=0, description="norm of the real images' gradient, in that of the alignment")
+    anchor: float = Field(0.0, ge=0, description="norm of the gradient of real images, else of own ones, in that of the alignment")
     anchor_cohort: Path | None = Field(None, description="default: the target, where it is a cohort")
     anchor_mix: Literal["target", "own"] = Field(
         "target", description="mix in which real images are drawn; groups by column, else by guide"
     )
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.9, ge=0, lt=1)
+    ema: float = Field(0.98, ge=0, lt=1, description="*")
     lora: int | None = Field(None, ge=1, description="rank; default tunes every weight of the denoiser")
-    validate_every: int = Field(5, ge=1)
+    validate_every: int = Field(25, ge=1, description="*")
     validation_images: int = Field(500, ge=20)
     tolerance: float = Field(0.02, gt=0, description="total variation from the target; reached twice in a row, the run ends")
     certified_images: int = Field(1000, ge=0, description="of fresh seeds, drawn with the weights that are kept")
@@ -60,6 +67,13 @@ class AlignSettings(Settings):
     seed: int = 0
     resume: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_form(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("form") in ("kl", "transport"):
+            return {**_PULLED, **given}
+        return given
+
     @field_validator("carrying")
     @classmethod
     def _readable(cls, value: str | None) -> str | None:
@@ -68,11 +82,15 @@ class AlignSettings(Settings):
         return value
 
     @model_validator(mode="after")
-    def _truncated_is_last(self) -> Self:
+    def _consistent(self) -> Self:
         if self.path == "truncated" and self.carrying is not None and not self.carrying.startswith("last:"):
             raise ValueError("path truncated carries gradient through the last steps; write carrying last:K")
-        if not self.pull and not self.anchor:
-            raise ValueError("pull and anchor are both 0: nothing tunes the model")
+        if self.form == "distill" and self.consistency:
+            raise ValueError("form distill draws nothing that could be compared; leave consistency out, or take form kl or transport")
+        if self.form == "distill" and not self.own_images and not self.anchor:
+            raise ValueError("own_images and anchor are both 0: form distill has nothing to learn from")
+        if self.form != "distill" and self.own_images and not self.anchor:
+            raise ValueError(f"own_images {self.own_images}: in form {self.form} they only anchor; give anchor too")
         if not self.carrying_steps:
             raise ValueError(f"carrying {self.carrying}: no step of {self.solver_steps} carries gradient")
         return self

@@ -33,8 +33,8 @@ class AlignState:
     model_sha256: str
     settings: AlignSettings
     target: np.ndarray  # (K,)
-    past: np.ndarray | None = None  # (K,) mean prediction of earlier batches, for the loss
-    shown: np.ndarray | None = None  # (K,) the same, slower, for damping
+    past: np.ndarray | None = None  # (K,) what softened guides read in earlier batches, for the loss
+    shown: np.ndarray | None = None  # (K,) what guides read, over more of them, for damping
     iteration: int = 0
     within: int = 0  # validations within tolerance in a row
     best: dict[str, Any] | None = None  # iteration and distance
@@ -65,11 +65,11 @@ class AlignState:
             rate *= min(1.0, float(np.abs(self.shown - self.target).sum() / 2) / settings.damping)
         return rate
 
-    def saw(self, mean: np.ndarray) -> None:
-        """Take in the mean prediction (K,) of a batch."""
+    def saw(self, read: np.ndarray, softly: np.ndarray) -> None:
+        """Take in what guides (K,) and softened guides (K,) read from a batch."""
         memory = self.settings.memory
-        self.past = mean if self.past is None else memory * self.past + (1 - memory) * mean
-        self.shown = mean if self.shown is None else _SLOW * self.shown + (1 - _SLOW) * mean
+        self.past = softly if self.past is None else memory * self.past + (1 - memory) * softly
+        self.shown = read if self.shown is None else _SLOW * self.shown + (1 - _SLOW) * read
 
     def count(self, finite: bool) -> None:
         """Count an iteration; stop the run where too many in a row were not finite."""

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment, minimize
+from scipy.special import logsumexp, softmax
 from scipy.stats import binom
 
+_RIDGE = 1e-7  # keeps the tilt finite where the target is out of reach
 _LEAST = 1e-6  # share of a group that the target leaves out: its divergence stays finite
 
 
@@ -55,6 +57,27 @@ def mix_divergence(
     if past is not None:
         mean = weight * mean + (1 - weight) * past
     return torch.special.xlogy(mean, mean).sum() - (mean * target.clamp_min(_LEAST).log()).sum()
+
+
+def tilted_weights(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Weights (n,) of images, least unlike each other in relative entropy, whose mean prediction is the target; they sum to 1.
+
+    They are proportional to exp(lambda . p_i) (Csiszar 1975, I-projection onto a linear family); where predictions are certain, to
+    target share / share shown. A target that no weights reach, for want of images that show a group, is approached.
+
+    Args:
+        probabilities: (n, K).
+        target: (K,), sums to 1.
+    """
+    moved = probabilities - target
+
+    def dual(tilt: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = moved @ tilt
+        weights = softmax(scores)
+        return float(logsumexp(scores) + _RIDGE * tilt @ tilt), weights @ moved + 2 * _RIDGE * tilt
+
+    found = minimize(dual, np.zeros(len(target)), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-10, "ftol": 1e-14})
+    return np.asarray(softmax(moved @ found.x))
 
 
 def assign(probabilities: np.ndarray, target: np.ndarray, *, draws: int = 200, seed: int = 0) -> Assignment:

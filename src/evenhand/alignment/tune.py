@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from evenhand.alignment.anchor import Anchor
 from evenhand.alignment.consistency import consistency_loss, consistency_weights
 from evenhand.alignment.drawing import Drawing, read_prompts, stating
+from evenhand.alignment.exemplars import Exemplars
 from evenhand.alignment.gradients import Drawn, adjusted, chained, draw
 from evenhand.alignment.guides import Guides
 from evenhand.alignment.publish import publish
 from evenhand.alignment.settings import RESUMABLE, AlignResult, AlignSettings
+from evenhand.alignment.softening import soften
 from evenhand.alignment.state import AlignState
 from evenhand.alignment.targets import assign, assignment_loss, mix_divergence
 from evenhand.alignment.validation import Standing, Validation, embed
@@ -52,10 +53,13 @@ class Work:
     state: AlignState
     drawing: Drawing
     guides: Guides
+    softened: Guides  # what pulls in form kl
+    softened_target: np.ndarray  # (K,) what those read at the target
     held_out: Guides
     encoders: list[Encoder]
-    anchor: Anchor | None
+    real: Exemplars | None
     fingerprint: dict[str, str]
+    own: Exemplars | None = None
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -86,6 +90,9 @@ def align(settings: AlignSettings) -> AlignResult:
         if accelerator.is_main_process:
             settings.save(settings.out / CONFIG_FILE)
             drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration)
+        if settings.own_images:
+            own = Exemplars.own(work.drawing, work.guides, work.state.target, work.state.untuned, settings, accelerator)
+            work = replace(work, own=own)
         return _run(work, held.enter_context(StopSignal()))
 
 
@@ -109,12 +116,11 @@ def _prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
             f"({stated[0]!r}): what they ask for is drawn, their mix will hardly move"
         )
     drawing = Drawing.prepare(state.stage, prompts, settings, accelerator)
-    anchor = None
-    if settings.anchor:
-        real = Cohort.load(settings.anchor_cohort) if settings.anchor_cohort else cohort
-        if real is None:
-            raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort")
-        anchor = Anchor.prepare(state.stage, real, guides, target, settings, state.model_sha256, accelerator)
+    real = None
+    if settings.anchor and (images := Cohort.load(settings.anchor_cohort) if settings.anchor_cohort else cohort):
+        real = Exemplars.real(state.stage, images, guides, target, settings, state.model_sha256, accelerator)
+    if settings.anchor and real is None and not settings.own_images:
+        raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort, or give --own-images")
     if settings.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {settings.batch_size}: not a multiple of the {accelerator.num_processes} processes")
     paths = settings.consistency_encoder or ([clip_of(settings.model)] if settings.consistency else [])
@@ -127,11 +133,11 @@ def _prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         "target mix": str(mix),
         "prompts": _digest(prompts),
         "encoders": ",".join(encoder.sha256 for encoder in encoders),
-        "anchor cohort": _digest(anchor.images) if anchor is not None else "",
+        "anchor cohort": _digest(real.facts) if real is not None else "",
     }
-    return Work(
-        settings, accelerator, state, drawing, guides.to(accelerator.device), held_out.to(accelerator.device), encoders, anchor, fingerprint
-    )
+    guides, held_out = guides.to(accelerator.device), held_out.to(accelerator.device)
+    softened = soften(guides, target, drawing, state.untuned, settings.confidence) if settings.form == "kl" else (guides, target)
+    return Work(settings, accelerator, state, drawing, guides, *softened, held_out, encoders, real, fingerprint)
 
 
 def _digest(lines: Iterable[str]) -> str:
@@ -199,24 +205,26 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
 
 
 def _iterate(work: Work) -> dict[str, Any]:
-    """One step: gradients of a drawn batch, of real images, or of both."""
+    """One step: the gradient of own images or of a drawn batch, and that of an anchor."""
     settings, state, accelerator = work.settings, work.state, work.accelerator
     share = settings.batch_size // accelerator.num_processes
     places = np.arange(share) + share * accelerator.process_index
     rate = state.rate()
     state.learner.set_learning_rate(rate)
     facts: dict[str, Any] = {"iteration": state.iteration + 1, "learning_rate": rate}
-    gradients: list[torch.Tensor] = []
-    if settings.pull:
+    exemplars = [found for found in (work.own, work.real) if found is not None]
+    if settings.form == "distill":
+        facts["loss"] = _learn(work, exemplars.pop(0), places)
+    else:
         facts |= _draw_and_pull(work, places)
-        gradients = _taken(work)
-        facts["gradient_norm"] = _norm(gradients)
-    if work.anchor is not None:
-        facts["anchor_loss"] = _hold(work, work.anchor, places)
+    gradients = _taken(work)
+    facts["gradient_norm"] = _norm(gradients)
+    if settings.anchor and exemplars:
+        facts["anchor_loss"] = _learn(work, exemplars[-1], places)
         held = _taken(work)
         facts["anchor_norm"] = _norm(held)
-        scale = settings.anchor * (facts["gradient_norm"] / max(facts["anchor_norm"], 1e-12) if gradients else 1.0)
-        gradients = [one + scale * other for one, other in zip(gradients, held, strict=True)] if gradients else held
+        scale = settings.anchor * facts["gradient_norm"] / max(facts["anchor_norm"], 1e-12)
+        gradients = [one + scale * other for one, other in zip(gradients, held, strict=True)]
     facts["skipped"] = not math.isfinite(_norm(gradients))
     for parameter, gradient in zip(state.learner.parameters, gradients, strict=True):
         parameter.grad = gradient
@@ -224,8 +232,8 @@ def _iterate(work: Work) -> dict[str, Any]:
         accelerator.clip_grad_norm_(state.learner.parameters, settings.clip)
         state.learner.optimizer.step()
         state.learner.averages.update()
-        if settings.pull:
-            state.saw(np.array(list(facts["batch"].values())))
+        if "softly" in facts:
+            state.saw(*(np.array(list(facts[key].values())) for key in ("batch", "softly")))
     state.learner.optimizer.zero_grad(set_to_none=True)
     state.count(not facts["skipped"])
     return facts
@@ -237,18 +245,21 @@ def _draw_and_pull(work: Work, places: np.ndarray) -> dict[str, Any]:
     sheet = work.drawing.sheet("tuning", state.iteration, places.tolist())
     predict = work.drawing.predictor(work.unet, sheet.prompts)
     drawn = draw(predict, sampler(state.stage.scheduler), sheet.noise, settings.solver_steps)
-    with torch.no_grad():
-        untuned = state.stage.decode(work.drawing.latents(state.untuned, sheet))
-    loss, gradient, mean = _pull(work, drawn, untuned, places)
+    untuned = None
+    if settings.consistency:
+        with torch.no_grad():
+            untuned = state.stage.decode(work.drawing.latents(state.untuned, sheet))
+    loss, gradient, *means = _pull(work, drawn, untuned, places)
     path = adjusted if settings.path == "adjusted" else chained
     path(predict, sampler(state.stage.scheduler), drawn, gradient, settings.carrying_steps)
-    return {"loss": loss, "batch": dict(zip(work.guides.joint, mean.tolist(), strict=True))}
+    read, softly = (dict(zip(work.guides.joint, mean.tolist(), strict=True)) for mean in means)
+    return {"loss": loss, "batch": read, "softly": softly}
 
 
-def _hold(work: Work, anchor: Anchor, places: np.ndarray) -> float:
-    """Send the gradient of real images' loss back to the denoiser."""
+def _learn(work: Work, exemplars: Exemplars, places: np.ndarray) -> float:
+    """Send the gradient of given images' diffusion loss back to the denoiser."""
     with work.accelerator.autocast():
-        loss = anchor.loss(work.unet, work.state.iteration, places)
+        loss = exemplars.loss(work.unet, work.state.iteration, places)
     (loss * len(places) / work.settings.batch_size).backward()
     return float(loss.detach())
 
@@ -267,32 +278,35 @@ def _norm(gradients: list[torch.Tensor]) -> float:
     return float(torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt())
 
 
-def _pull(work: Work, drawn: Drawn, untuned: torch.Tensor, places: np.ndarray) -> tuple[float, torch.Tensor, np.ndarray]:
-    """Loss, its gradient at the final latents (b, C, h, w) of this rank, and the mean prediction (K,) of the whole batch."""
+def _pull(work: Work, drawn: Drawn, untuned: torch.Tensor | None, places: np.ndarray) -> tuple[float, torch.Tensor, np.ndarray, np.ndarray]:
+    """Loss, its gradient at the final latents (b, C, h, w) of this rank, and what (K,) is read from the whole batch, and read softly."""
     settings, state = work.settings, work.state
     final = drawn.final.detach().requires_grad_()
     images = state.stage.decode(final)
-    own = work.guides.probabilities(images)
-    everyone = work.accelerator.gather(own.detach()) if work.accelerator.num_processes > 1 else own.detach()
+    own, soft = work.guides.probabilities(images), work.softened.probabilities(images)
+    everyone, everyone_soft = (_gathered(found.detach(), work) for found in (own, soft))
     part = len(places) / len(everyone)  # a mean over this rank's images counts as much in the mean over all
-    whole = torch.cat([everyone[: places[0]], own, everyone[places[-1] + 1 :]])
-    target = torch.from_numpy(state.target).to(whole)
-    if settings.form == "transport" or settings.consistency:
+    if settings.form == "transport" or untuned is not None:
         assignment = assign(everyone.double().cpu().numpy(), state.target, seed=derive_seed(settings.seed, "assign", state.iteration))
     if settings.form == "kl":
+        whole = torch.cat([everyone_soft[: places[0]], soft, everyone_soft[places[-1] + 1 :]])
         past = None if state.past is None else torch.from_numpy(state.past).to(whole)
+        target = torch.from_numpy(work.softened_target).to(whole)
         loss = mix_divergence(whole, target, past, 1 - settings.memory if past is not None else 1.0)
     else:
         loss = part * assignment_loss(own.clamp_min(1e-12).log(), assignment.part(places))
-    loss = settings.pull * loss
-    if settings.consistency:
+    if untuned is not None:
         with torch.no_grad():
             before = work.guides.probabilities(untuned).argmax(1).cpu().numpy()
             frozen = embed(work.encoders, untuned)
         weights = torch.from_numpy(consistency_weights(assignment.groups[places], before)).to(images)
         loss = loss + settings.consistency * part * consistency_loss(embed(work.encoders, images), frozen, weights)
     (gradient,) = torch.autograd.grad(loss, final)
-    return float(loss.detach()), gradient, everyone.double().mean(0).cpu().numpy()
+    return float(loss.detach()), gradient, *(found.double().mean(0).cpu().numpy() for found in (everyone, everyone_soft))
+
+
+def _gathered(found: torch.Tensor, work: Work) -> torch.Tensor:
+    return work.accelerator.gather(found) if work.accelerator.num_processes > 1 else found
 
 
 def _validate(work: Work, validation: Validation) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from evenhand.alignment.drawing import Drawing
-from evenhand.alignment.guides import Guides
+from evenhand.alignment.guides import Guides, in_colour
 from evenhand.cohorts.cohort import to_image
 from evenhand.core.artifacts import write_atomically
 from evenhand.models.encoders import Encoder
@@ -59,9 +59,7 @@ class Validation:
         n = drawing.settings.validation_images
         features = torch.zeros(n, 0)
         if encoders:
-            features = _whole(
-                drawing, [(places, embed(encoders, pixels)) for places, pixels in drawing.images(untuned, "validation", n)], n
-            )
+            features = drawing.whole([(places, embed(encoders, pixels)) for places, pixels in drawing.images(untuned, "validation", n)], n)
         return cls(drawing, guides, held_out, encoders, features, folder)
 
     @torch.no_grad()
@@ -76,7 +74,7 @@ class Validation:
             if self.encoders:
                 read.append(F.cosine_similarity(embed(self.encoders, pixels), self.untuned[places].to(pixels.device)))
             found.append((places, torch.stack(read, dim=1)))
-        rows = _whole(self.drawing, found, n).numpy()
+        rows = self.drawing.whole(found, n).numpy()
         k = len(self.guides.joint)
         guide, held_out = (np.bincount(rows[:, i].astype(int), minlength=k) / n for i in (0, 1))
         return Standing(guide, held_out, float(rows[:, 2].mean()) if self.encoders else None)
@@ -88,12 +86,12 @@ class Validation:
             (places, self.held_out.probabilities(pixels).argmax(1)[:, None].float())
             for places, pixels in self.drawing.images(unet, "certification", n)
         ]
-        return np.bincount(_whole(self.drawing, found, n).numpy()[:, 0].astype(int), minlength=len(self.guides.joint))
+        return np.bincount(self.drawing.whole(found, n).numpy()[:, 0].astype(int), minlength=len(self.guides.joint))
 
 
 def embed(encoders: list[Encoder], pixels: torch.Tensor) -> torch.Tensor:
     """Embeddings of all encoders side by side, each of unit length: the mean of their cosines is the cosine of the whole."""
-    colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+    colour = in_colour(pixels)
     return torch.cat([F.normalize(encoder.embed(colour), dim=1) for encoder in encoders], dim=1)
 
 
@@ -103,17 +101,3 @@ def write_sheet(path: Path, pixels: torch.Tensor) -> None:
     strip = np.concatenate(list(to_array(pixels)), axis=1)
     image: Image.Image = to_image(strip)
     write_atomically(path, lambda partial: image.save(partial, format="PNG"))
-
-
-def _whole(drawing: Drawing, pieces: list[tuple[np.ndarray, torch.Tensor]], n: int) -> torch.Tensor:
-    """Rows of all ranks in the order of their places, (n, d), on the CPU and the same on every rank."""
-    accelerator = drawing.accelerator
-    width = torch.tensor(pieces[0][1].shape[1] if pieces else 0, device=accelerator.device)
-    if accelerator.num_processes > 1:
-        width = accelerator.gather(width).max()
-    rows = torch.zeros(n, int(width), device=accelerator.device)
-    for places, values in pieces:
-        rows[places] = values.float()
-    if accelerator.num_processes > 1:
-        rows = accelerator.reduce(rows, "sum")
-    return rows.cpu()

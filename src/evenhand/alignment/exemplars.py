@@ -1,0 +1,145 @@
+"""Images whose ordinary diffusion loss tunes a model: its own from before, or real ones; drawn in the target mix.
+
+A model that is taught its own images, reweighted, keeps drawing as it drew, but other shares: distillation of the model into itself. Each
+image counts as it must for the mean reading of the guides to be the target, and otherwise as little unlike the others as can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.numpy import load_file, save_file
+
+from evenhand.alignment.drawing import Drawing
+from evenhand.alignment.guides import Guides
+from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.targets import tilted_weights
+from evenhand.cohorts.cohort import Cohort
+from evenhand.core.artifacts import write_atomically
+from evenhand.core.errors import UserError
+from evenhand.core.randomness import generator, torch_generator
+from evenhand.engine.batching import Batches
+from evenhand.engine.latents import LatentCache, latent_cache
+from evenhand.engine.losses import per_sample_loss, target_of
+from evenhand.models.denoise import predict
+from evenhand.models.pipelines import training_scheduler
+from evenhand.models.stages import Stage
+
+OWN_FILE = "own-images.safetensors"
+_MISSED = 0.02  # total variation between the target and what weights can make of a model's own images
+_DROPOUT = 0.1  # of prompts, so that the answer without one, which guidance starts from, learns the mix as well
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Latents of n images with their prompts; every draw depends on iteration and place alone."""
+
+    stage: Stage
+    cache: LatentCache
+    weights: np.ndarray | None  # (n,), sum to 1; None takes each once an epoch
+    facts: list[str]  # hashes and prompts of real images: what a resumption must find again
+    purpose: str
+    batch_size: int
+    seed: int
+    device: torch.device
+
+    @classmethod
+    def real(
+        cls, stage: Stage, cohort: Cohort, guides: Guides, target: np.ndarray, settings: AlignSettings, model_sha256: str,
+        accelerator: Accelerator,
+    ) -> Exemplars:  # fmt: skip
+        """The cohort's training split, in the target mix by its own columns, else as guides read it; or in its own mix.
+
+        Raises:
+            UserError: the split is empty, or lacks a group that the target has.
+        """
+        images = cohort.split("train")
+        if not len(images):
+            raise UserError(f"{cohort.root}: the training split is empty; give another --anchor-cohort, or --anchor 0")
+        cache = latent_cache(stage, images, accelerator, model_sha256)
+        weights = None
+        if settings.anchor_mix == "target":
+            groups = guides.read(images)
+            absent = [name for code, name in enumerate(guides.joint) if target[code] > 0 and not (groups == code).any()]
+            if absent:
+                raise UserError(f"{cohort.root}: no training image shows {absent[0]}, which the target has; give another --anchor-cohort")
+            weights = tilted_weights(np.eye(len(target))[groups], target)
+        facts = [f"{sha256} {prompt}" for sha256, prompt in zip(images.image_hashes(), images.table["prompt"], strict=True)]
+        return cls(stage, cache, weights, facts, "anchor", settings.batch_size, settings.seed, accelerator.device)
+
+    @classmethod
+    def own(
+        cls,
+        drawing: Drawing,
+        guides: Guides,
+        target: np.ndarray,
+        untuned: torch.nn.Module,
+        settings: AlignSettings,
+        accelerator: Accelerator,
+    ) -> Exemplars:
+        """Images of the untuned model, without guidance: what it has learnt. They are kept in the run folder, for resumption.
+
+        Raises:
+            UserError: no weights make the target of them: too few show a group.
+        """
+        n, path = settings.own_images, settings.out / OWN_FILE
+        if not path.exists():
+            drawn = drawing.latent_batches(untuned, "own", n, guidance_scale=1.0)
+            rows = drawing.whole([(places, _read(guides, drawing, latents)) for places, latents in drawn], n)
+            if accelerator.is_main_process:
+                latents, shown = rows[:, : -len(target)], rows[:, -len(target) :]
+                arrays = {"latents": latents.reshape(n, *drawing.stage.shape).numpy(), "shown": shown.contiguous().numpy()}
+                write_atomically(path, lambda partial: save_file(arrays, partial))
+            accelerator.wait_for_everyone()
+        arrays = load_file(path)
+        shown = arrays["shown"].astype(np.float64)
+        weights = tilted_weights(shown, target)
+        if (missed := np.abs(weights @ shown - target)).sum() / 2 > _MISSED:
+            worst = int(missed.argmax())
+            raise UserError(
+                f"{settings.model}: however its own {n} images are weighed, {guides.joint[worst]} is {weights @ shown[:, worst]:.2f} "
+                f"of them by the guides, not {target[worst]:.2f}; draw more (--own-images), or tune it on real images of that group first"
+            )
+        prompts, codes = np.unique(drawing.sheet("own", 0, range(n)).prompts, return_inverse=True)
+        text = torch.stack([drawing.states[prompt] for prompt in (*prompts.tolist(), "")]).float().cpu().numpy()
+        cache = LatentCache(arrays["latents"], np.zeros((n, 1, 1, 1), np.float32), text, codes)
+        return cls(drawing.stage, cache, weights, [], "own", settings.batch_size, settings.seed, accelerator.device)
+
+    def rows(self, iteration: int) -> np.ndarray:
+        """Which images (batch_size,) an iteration learns from."""
+        n = len(self.cache.mean)
+        if self.weights is None:
+            return Batches(n, self.batch_size, self.seed).at(iteration)
+        return generator(self.seed, self.purpose, iteration).choice(n, size=self.batch_size, p=self.weights)
+
+    def loss(self, unet: torch.nn.Module, iteration: int, places: np.ndarray) -> torch.Tensor:
+        """Mean loss of this rank's ``places`` of the iteration's batch."""
+        schedule = training_scheduler(self.stage)
+        rows = self.rows(iteration)[places]
+        mean, std = self.cache.latents(rows)
+        draws = [torch_generator(self.seed, self.purpose, iteration, place) for place in places.tolist()]
+        fresh, noise = (torch.stack([torch.randn(mean.shape[1:], generator=own) for own in draws]) for _ in range(2))
+        steps = schedule.config.num_train_timesteps
+        timesteps = torch.stack([torch.randint(steps, (), generator=own) for own in draws]).to(self.device)
+        latents, noise = (mean + std * fresh).to(self.device), noise.to(self.device)
+        condition = self.stage.training_condition(latents, draws)
+        prediction = predict(
+            unet, schedule.add_noise(latents, noise, timesteps), timesteps, self._prompts(rows, draws),
+            condition.to(self.device) if condition is not None else None,
+        )  # fmt: skip
+        return per_sample_loss(prediction, target_of(schedule, latents, noise, timesteps)).mean()
+
+    def _prompts(self, rows: np.ndarray, draws: Sequence[torch.Generator]) -> torch.Tensor:
+        """Token states of the rows' prompts, some of them dropped."""
+        dropped = torch.stack([torch.rand((), generator=own) for own in draws]) < _DROPOUT
+        return torch.where(dropped[:, None, None], self.cache.silent, self.cache.embeddings(rows)).to(self.device)
+
+
+def _read(guides: Guides, drawing: Drawing, latents: torch.Tensor) -> torch.Tensor:
+    """Latents and what guides read from their images, side by side (b, C h w + K)."""
+    with torch.no_grad():
+        return torch.cat([latents.flatten(1), guides.probabilities(drawing.stage.decode(latents))], dim=1)
