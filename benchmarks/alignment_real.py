@@ -116,8 +116,8 @@ def _prepare(source: str, world: World, work: Path) -> None:
 
 def _parts(source: str, world: World, work: Path) -> None:
     """Cohorts by patient: ``skewed`` of model and guides, ``guide`` and ``held-out`` its halves, ``judged`` with a split a fold."""
-    conditions = world.conditions
-    import_cohort(source, Path(os.environ["EVENHAND_DATA"]) / world.folder, work / "all", ImportSettings(size=64, conditions=conditions))
+    settings = ImportSettings(size=64, conditions=world.conditions, prompt_attributes=["none"])
+    import_cohort(source, Path(os.environ["EVENHAND_DATA"]) / world.folder, work / "all", settings)
     whole = Cohort.load(work / "all")
     whole = whole.subset(known(whole.table, [world.attribute]))
     subjects = np.array(sorted(whole.table["subject_id"].unique()))

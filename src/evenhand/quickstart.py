@@ -49,7 +49,7 @@ class QuickstartSettings(Settings):
     guide_steps: int = Field(150, ge=1)
     align_form: Literal["distill", "kl", "transport"] = "distill"
     own_images: int = Field(600, ge=1, description="of the biased model, which form distill learns from")
-    align_iterations: int = Field(100, ge=1, description="at most")
+    align_iterations: int = Field(75, ge=1, description="at most")
     validation_images: int = Field(300, ge=20)
     seed: int = 0
 
@@ -69,11 +69,11 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
         _say(f"3. {settings.generated} generated images: same conditions as the cohort, no word of any attribute")
         _generated(settings, out, "run", "generated")
         _say("4. the audit: who appears, how good the images are by subgroup, whether they show what was asked")
-        _audited(settings, out, "generated", "audit.json")
+        judges = _audited(settings, out, "generated", "audit.json")
         _aligned(settings, out)
         _say(f"6. {settings.generated} images of the aligned model from the same seeds, and their audit")
         _generated(settings, out, "aligned", "generated-aligned")
-        _audited(settings, out, "generated-aligned", "audit-aligned.json")
+        _audited(settings, out, "generated-aligned", "audit-aligned.json", judges)
         return write_report([out / "audit.json", out / "audit-aligned.json"], out / "report.html")
 
 
@@ -154,17 +154,20 @@ def _generated(settings: QuickstartSettings, out: Path, model: str, name: str) -
     _say(f"   oracle: {facts['valid']:.1%} of the images are valid; {follows}")
 
 
-def _audited(settings: QuickstartSettings, out: Path, name: str, result: str) -> None:
-    audit_cohorts(
+def _audited(settings: QuickstartSettings, out: Path, name: str, result: str, judges: list[Path] | None = None) -> list[Path]:
+    """Audit a generated cohort; returns its judges, so that before and after are read by the same ones."""
+    audited = audit_cohorts(
         AuditSettings(
             real=out / "real",
             synthetic=out / name,
             out=out / result,
+            judge=judges,
             target=_equal_shares(settings),
             judge_epochs=settings.judge_epochs,
             seed=settings.seed,
         )
     )
+    return [Path(judge.path) for judge in audited.judges]
 
 
 def _aligned(settings: QuickstartSettings, out: Path) -> None:
