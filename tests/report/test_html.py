@@ -5,14 +5,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from report.conftest import facts, result_of
 
-from evenhand.audit.result import (
-    AuditResult,
-)
+from evenhand.audit.result import AuditResult
+from evenhand.cohorts.cohort import CohortSchema, to_image
+from evenhand.cohorts.writing import cohort_writer
 from evenhand.core.errors import UserError
 from evenhand.report.figures import Line, Mark, Panel, bars, dots
 from evenhand.report.html import stands_out, write_report
+from evenhand.report.sheet import same_noise
 
 
 class Page(HTMLParser):
@@ -120,3 +123,20 @@ def test_wrong_requests_are_one_line_errors(audit: Path) -> None:
         write_report([audit], audit.parent)
     with pytest.raises(UserError, match="no such file"):
         write_report([audit.parent / "gone.json"], audit.parent / "x.html")
+
+
+def test_the_same_noise_before_and_after(tmp_path):
+    """Two cohorts that share two of three requests: those are shown in one order, the third is not; equal cohorts show nothing."""
+    results = []
+    for name, seeds, shade in (("first", [1, 2, 3], 0.2), ("second", [2, 3, 4], 0.8)):
+        schema = CohortSchema(name=name, modality="brain", attributes={}, conditions={}, image_size=16, image_mode="L", synthetic=True)
+        with cohort_writer(tmp_path / name, schema) as writer:
+            for seed in seeds:
+                row = {"subject_id": str(seed), "split": "test", "prompt": "a brain", "seed": seed}
+                writer.add(to_image(np.full((16, 16), shade)), row, name=f"{seed:03d}")
+        result = result_of(tmp_path)
+        results.append(result.model_copy(update={"synthetic": facts(tmp_path / name, 3).model_copy(update={"sha256": name})}))
+    strips = same_noise(*results)
+    assert [(strip.side, strip.count) for strip in strips] == [("before", 2), ("after", 2)] and strips[0].uri != strips[1].uri
+    assert same_noise(results[0], results[0]) == []
+    assert same_noise(result_of(tmp_path), results[0]) == []  # its cohort is not there

@@ -18,7 +18,7 @@ from evenhand.core.errors import UserError, did_you_mean
 from evenhand.report.cards import data_card, model_card
 from evenhand.report.figures import Curve, Line, Mark, Panel, bars, curves, dots
 from evenhand.report.formats import as_csv, as_json, as_markdown
-from evenhand.report.sheet import PairStrip, SheetGroup, contact_sheet, copy_pairs
+from evenhand.report.sheet import PairStrip, SheetGroup, contact_sheet, copy_pairs, same_noise
 
 TEXT_FORMATS = {"json": as_json, "csv": as_csv, "markdown": as_markdown}
 CARDS = {"model-card": model_card, "data-card": data_card}
@@ -92,7 +92,7 @@ def render(chapters: list[Chapter]) -> str:
     return template.render(
         chapters=chapters, style=(folder / "report.css").read_text(encoding="utf-8"), basis=BASIS, compared=_compared(chapters),
         equity_warnings=[*WARNINGS, *MACRO_WARNINGS], sweep=_sweep([chapter.result for chapter in chapters]),
-        before_after=_before_after(chapters),
+        before_after=_before_after(chapters), twins=same_noise(chapters[0].result, chapters[1].result) if len(chapters) == 2 else [],
     )  # fmt: skip
 
 

@@ -86,6 +86,20 @@ def _row_of(tiles: list[tuple[Cohort, str]], columns: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def same_noise(before: AuditResult, after: AuditResult, *, columns: int = 8) -> list[Strip]:
+    """What two models drew from the same prompts and seeds, picked at random; nothing where no two images are of one noise."""
+    cohorts = [_open(Path(result.synthetic.path)) for result in (before, after)]
+    if any(isinstance(cohort, str) or not {"prompt", "seed"} <= set(cohort.table) for cohort in cohorts):
+        return []
+    tables = [cohort.table.drop_duplicates(["prompt", "seed"]) for cohort in cohorts if isinstance(cohort, Cohort)]
+    pairs = tables[0].merge(tables[1], on=["prompt", "seed"], suffixes=("_before", "_after")).sort_values("image_before")
+    pairs = pairs.loc[pairs["seed"].notna()]
+    if pairs.empty or before.synthetic.sha256 == after.synthetic.sha256:
+        return []
+    sides = zip(("before", "after"), cohorts, strict=True)
+    return [_strip(side, cohort, pairs[f"image_{side}"].tolist(), columns, "same noise") for side, cohort in sides]
+
+
 @dataclass(frozen=True)
 class PairStrip:
     """A generated image beside the training image nearest to it."""
