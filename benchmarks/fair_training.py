@@ -274,8 +274,8 @@ def _measured(name: str, world: World, path: Path, made: Cohort) -> dict[str, An
         found[f"pooled_{key}"] = float(np.mean([getattr(value, "value", value) for value in pooled]))
         found |= {f"worst_{key}": max(by_group[key].values()), f"rare_{key}": by_group[key][rare], f"major_{key}": by_group[key][major]}
     found["fd_gap"] = max(by_group["fd"].values()) - min(by_group["fd"].values())
-    auc = _condition(judge, made, groups[1], world)
-    found |= {"auc": auc, "auc_real": _condition(judge, real, groups[0], world), "auc_gap": max(auc.values()) - min(auc.values())}
+    auc = condition_auc(judge, made, groups[1], world)
+    found |= {"auc": auc, "auc_real": condition_auc(judge, real, groups[0], world), "auc_gap": max(auc.values()) - min(auc.values())}
     if name in MODALITIES:
         seen = MODALITIES[name].oracle(made.pixels())
         valid, shown = seen["valid"].to_numpy(dtype=bool), seen[world.attribute].to_numpy() == groups[1]
@@ -294,7 +294,7 @@ def _at_mix(values: np.ndarray, share: Any, repeat: int) -> np.ndarray:
     return np.sort(np.concatenate([part[: max(2, math.floor(n * share[group]))] for group, part in rows.items()]))
 
 
-def _condition(judge: Classifier, cohort: Cohort, groups: np.ndarray, world: World) -> dict[str, float]:
+def condition_auc(judge: Classifier, cohort: Cohort, groups: np.ndarray, world: World) -> dict[str, float]:
     """AUC of the condition's last value against the rest, by group."""
     value = judge.groups[-1]
     scores = cohort_predictions(judge, cohort)[:, -1]

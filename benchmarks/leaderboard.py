@@ -32,11 +32,12 @@ def against_uniform(found: Found) -> dict[str, Any]:
         seeds = sorted(set(runs) & set(base))
         if method != "uniform" and seeds:
             pairs = {key: np.array([runs[seed][key] - base[seed][key] for seed in seeds]) for key in FIGURES}
-            differences[method] = {"seeds": len(seeds), **{key: _interval(values) for key, values in pairs.items()}}
+            differences[method] = {"seeds": len(seeds), **{key: interval(values) for key, values in pairs.items()}}
     return differences
 
 
-def _interval(values: np.ndarray) -> dict[str, float | None]:
+def interval(values: np.ndarray) -> dict[str, float | None]:
+    """Mean of paired differences, with a 95 % t interval."""
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return {"mean": mean, "low": None, "high": None}
