@@ -19,7 +19,8 @@ from common import write_result
 from torch.profiler import ProfilerActivity, profile
 
 from evenhand.alignment.settings import AlignSettings
-from evenhand.alignment.tune import _iterate, _prepare
+from evenhand.alignment.tune import iterate
+from evenhand.alignment.work import prepare
 from evenhand.cohorts.cohort import SCHEMA_FILE
 from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.engine.devices import accelerator
@@ -87,8 +88,8 @@ def _alignment(work: Path, changes: dict[str, Any]) -> int:
             "out": work / "aligned", "solver_steps": SOLVER_STEPS, "batch_size": BATCH, "form": "kl", **changes,
         }
     )  # fmt: skip
-    parts = _prepare(settings, accelerator("no"))
-    return _peak(lambda: _iterate(parts))
+    parts = prepare(settings, accelerator("no"))
+    return _peak(lambda: iterate(parts))
 
 
 def _peak(step: Callable[[], Any]) -> int:

@@ -6,17 +6,21 @@ image counts as it must for the mean reading of the guides to be the target, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from evenhand.alignment.drawing import Drawing
 from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.state import AlignState
 from evenhand.alignment.targets import tilted_weights
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import write_atomically
@@ -73,27 +77,22 @@ class Exemplars:
 
     @classmethod
     def own(
-        cls,
-        drawing: Drawing,
-        guides: Guides,
-        target: np.ndarray,
-        untuned: torch.nn.Module,
-        settings: AlignSettings,
-        accelerator: Accelerator,
+        cls, drawing: Drawing, guides: Guides, state: AlignState, fingerprint: Mapping[str, str], accelerator: Accelerator
     ) -> Exemplars:
         """Images of the untuned model, without guidance: what it has learnt. They are kept in the run folder, for resumption.
 
         Raises:
             UserError: no weights make the target of them: too few show a group.
         """
-        n, path = settings.own_images, settings.out / OWN_FILE
-        if not path.exists():
-            drawn = drawing.latent_batches(untuned, "own", n, guidance_scale=1.0)
+        settings, target, n = state.settings, state.target, state.settings.own_images
+        path, of = settings.out / OWN_FILE, json.dumps(fingerprint, sort_keys=True)
+        if not _holds(path, of):
+            drawn = drawing.latent_batches(state.untuned, "own", n, guidance_scale=1.0)
             rows = drawing.whole([(places, _read(guides, drawing, latents)) for places, latents in drawn], n)
             if accelerator.is_main_process:
                 latents, shown = rows[:, : -len(target)], rows[:, -len(target) :]
                 arrays = {"latents": latents.reshape(n, *drawing.stage.shape).numpy(), "shown": shown.contiguous().numpy()}
-                write_atomically(path, lambda partial: save_file(arrays, partial))
+                write_atomically(path, lambda partial: save_file(arrays, partial, metadata={"of": of}))
             accelerator.wait_for_everyone()
         arrays = load_file(path)
         shown = arrays["shown"].astype(np.float64)
@@ -137,6 +136,17 @@ class Exemplars:
         """Token states of the rows' prompts, some of them dropped."""
         dropped = torch.stack([torch.rand((), generator=own) for own in draws]) < _DROPOUT
         return torch.where(dropped[:, None, None], self.cache.silent, self.cache.embeddings(rows)).to(self.device)
+
+
+def _holds(path: Path, of: str) -> bool:
+    """Whether the file is there, and of this model, these guides and prompts."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("of") == of
+    except (OSError, SafetensorError):
+        return False
 
 
 def _read(guides: Guides, drawing: Drawing, latents: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,130 @@
+"""All parts of one alignment, made from its settings: model, prompts, guides, target, encoders, real images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from evenhand.alignment.drawing import Drawing, read_prompts, stating
+from evenhand.alignment.exemplars import Exemplars
+from evenhand.alignment.guides import Guides
+from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.softening import soften
+from evenhand.alignment.state import AlignState
+from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
+from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.groups import Mix, observed_mix, parse_mix
+from evenhand.core.progress import console
+from evenhand.models.encoders import Encoder
+from evenhand.models.pipelines import clip_of
+
+
+@dataclass(frozen=True)
+class Work:
+    """All parts of one alignment."""
+
+    settings: AlignSettings
+    accelerator: Accelerator
+    state: AlignState
+    drawing: Drawing
+    guides: Guides
+    softened: Guides  # what pulls in form kl
+    softened_target: np.ndarray  # (K,) what those read at the target
+    held_out: Guides
+    encoders: list[Encoder]
+    real: Exemplars | None
+    fingerprint: dict[str, str]
+    own: Exemplars | None = None
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        """The denoiser without what accelerate wraps it in: gradients are summed over ranks once, after a whole trajectory."""
+        found: torch.nn.Module = self.accelerator.unwrap_model(self.state.learner.denoiser)
+        return found
+
+
+def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
+    """Load and check everything.
+
+    Raises:
+        UserError: bad input, or guides that cannot tell.
+    """
+    guides, held_out = _guides(settings, accelerator)
+    cohort = Cohort.load(settings.target) if (Path(settings.target) / SCHEMA_FILE).is_file() else None
+    mix = _mix(settings, cohort, guides)
+    target = guides.shares(mix)
+    state = AlignState.create(settings, target, accelerator)
+    prompts = read_prompts(Path(settings.prompts))
+    stated = stating(prompts, guides.groups)
+    if stated and accelerator.is_main_process:
+        console.print(
+            f"[yellow]warning[/]: {len(stated)} of {len(prompts)} prompts state a group of {', '.join(guides.groups)} "
+            f"({stated[0]!r}): what they ask for is drawn, their mix will hardly move"
+        )
+    drawing = Drawing.prepare(state.stage, prompts, settings, accelerator)
+    real = None
+    if settings.anchor and (images := Cohort.load(settings.anchor_cohort) if settings.anchor_cohort else cohort):
+        real = Exemplars.real(state.stage, images, guides, target, settings, state.model_sha256, accelerator)
+    if settings.anchor and real is None and not settings.own_images:
+        raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort, or give --own-images")
+    if settings.batch_size % accelerator.num_processes:
+        raise UserError(f"--batch-size {settings.batch_size}: not a multiple of the {accelerator.num_processes} processes")
+    paths = settings.consistency_encoder or ([clip_of(settings.model)] if settings.consistency else [])
+    encoders = [Encoder.load(path).to(accelerator.device) for path in paths]
+    for encoder in encoders:
+        encoder.model.requires_grad_(False)
+    fingerprint = {
+        "model": state.model_sha256,
+        "guides": ",".join(guide.sha256 for guide in [*guides.all, *held_out.all]),
+        "target mix": str(mix),
+        "prompts": _digest(prompts),
+        "encoders": ",".join(encoder.sha256 for encoder in encoders),
+        "anchor cohort": _digest(real.facts) if real is not None else "",
+    }
+    guides, held_out = guides.to(accelerator.device), held_out.to(accelerator.device)
+    softened = soften(guides, target, drawing, state.untuned, settings.confidence) if settings.form == "kl" else (guides, target)
+    return Work(settings, accelerator, state, drawing, guides, *softened, held_out, encoders, real, fingerprint)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, Guides]:
+    """Those that guide, and those that tell when to stop: different ones, where there are two of an attribute."""
+    guides, held_out = Guides.load(settings.guide), Guides.load(settings.held_out_guide)
+    for attribute, found in guides.by_attribute.items():
+        if attribute in held_out.by_attribute:
+            continue
+        held_out = held_out.having(attribute, found[-1:])
+        guides = guides.having(attribute, found[:-1] or found)
+        if len(found) == 1 and accelerator.is_main_process:
+            console.print(
+                f"[yellow]warning[/]: {found[0].path} alone both guides and tells when to stop; a tuned model fools its guide, so give a "
+                f"second classifier of {attribute}, trained on other subjects"
+            )
+    for attribute, found in held_out.by_attribute.items():
+        if attribute not in guides.by_attribute:
+            raise UserError(
+                f"--held-out-guide {found[0].path}: no guide reads {attribute!r}; {did_you_mean(attribute, guides.by_attribute)}"
+            )
+        both = {guide.sha256: guide for guide in guides.by_attribute[attribute]}
+        if settings.held_out_guide and (same := [guide for guide in found if guide.sha256 in both]):
+            raise UserError(f"--held-out-guide {same[0].path}: guides as well; a tuned model fools its guide, so give one that does not")
+    return guides, Guides({attribute: held_out.by_attribute[attribute] for attribute in guides.by_attribute})
+
+
+def _mix(settings: AlignSettings, cohort: Cohort | None, guides: Guides) -> Mix:
+    if cohort is None:
+        if "=" not in settings.target:
+            raise UserError(f"--target {settings.target}: neither a cohort nor a mix; write for example 'sex=male:0.5,female:0.5'")
+        return parse_mix(settings.target)
+    for name in guides.groups:
+        cohort.require_column(name)
+    return observed_mix(cohort.table, list(guides.groups))
