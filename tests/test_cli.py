@@ -23,11 +23,14 @@ from evenhand.cli import app
 def leaves(command, path=()):
     for name, child in getattr(command, "commands", {}).items():
         yield from leaves(child, (*path, name))
-    yield path
+    yield path, command
 
-for path in leaves(get_command(app)):
-    result = CliRunner().invoke(app, [*path, "--help"])
+for path, command in leaves(get_command(app)):
+    result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "500"})
     assert result.exit_code == 0, (path, result.output)
+    for option in command.params:  # square brackets are markup to some: what stands in them must be seen
+        words = getattr(option, "help", None) or ""
+        assert "[default" not in words or words in result.output, (path, words)
     print(" ".join(path))
 loaded = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "diffusers", "transformers", "accelerate", "sklearn"})
 assert not loaded, loaded

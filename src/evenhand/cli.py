@@ -16,7 +16,7 @@ from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.progress import console
 
 # Help texts must not wait for torch: each command imports what it runs.
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown")
 cohort_app = typer.Typer(no_args_is_help=True, help="Make, check and join cohorts: folders of images with one table.")
 model_app = typer.Typer(no_args_is_help=True, help="Make a small model that needs no download.")
 classifier_app = typer.Typer(no_args_is_help=True, help="Train classifiers that guide or judge.")
