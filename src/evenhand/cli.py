@@ -74,7 +74,7 @@ def quickstart(
     config: Config = None,
     seed: Seed = None,
 ) -> None:
-    """The whole story on phantoms: cohort, model, generated cohort, audit, report. No download, no GPU."""
+    """The whole story on phantoms: biased model, audit, alignment, audit, one report. No download, no GPU."""
     from evenhand.quickstart import QuickstartSettings, run_quickstart
 
     report = run_quickstart(QuickstartSettings.resolve(config, modality=modality, out=out, seed=seed))
