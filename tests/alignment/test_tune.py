@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from evenhand.alignment import tune
 from evenhand.alignment.exemplars import OWN_FILE, Exemplars
+from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.state import AlignState
 from evenhand.alignment.tune import align
@@ -243,6 +244,10 @@ def test_a_model_learns_its_own_images_in_the_target_mix(settings: Any, monkeypa
     monkeypatch.setattr(Exemplars, "own", lambda *parts: kept.append(own(*parts)) or kept[-1])
     result = align(settings(**DISTILL, target=target, iterations=2))
     shown, weights = load_file(result.run / OWN_FILE)["shown"].double().numpy(), kept[0].weights
+    with torch.no_grad():  # what is learnt is what was read
+        images = kept[0].stage.decode(torch.from_numpy(kept[0].cache.mean))
+        read = Guides.load(settings().guide[:1]).probabilities(images)
+    np.testing.assert_allclose(read.numpy(), shown, atol=1e-4)
     assert weights is not None and weights.sum() == pytest.approx(1)
     assert weights @ shown[:, 0] == pytest.approx(float(target.split(":")[1].split(",")[0]), abs=1e-3)
     assert shown[:, 0].mean() != pytest.approx(weights @ shown[:, 0], abs=1e-3)

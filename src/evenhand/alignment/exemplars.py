@@ -90,8 +90,9 @@ class Exemplars:
             drawn = drawing.latent_batches(state.untuned, "own", n, guidance_scale=1.0)
             rows = drawing.whole([(places, _read(guides, drawing, latents)) for places, latents in drawn], n)
             if accelerator.is_main_process:
-                latents, shown = rows[:, : -len(target)], rows[:, -len(target) :]
-                arrays = {"latents": latents.reshape(n, *drawing.stage.shape).numpy(), "shown": shown.contiguous().numpy()}
+                latents, shown = rows[:, : -len(target)].reshape(n, *drawing.stage.shape), rows[:, -len(target) :]
+                # safetensors writes what lies in memory: a view of part of the rows would be written wrong
+                arrays = {"latents": latents.contiguous().numpy(), "shown": shown.contiguous().numpy()}
                 write_atomically(path, lambda partial: save_file(arrays, partial, metadata={"of": of}))
             accelerator.wait_for_everyone()
         arrays = load_file(path)
