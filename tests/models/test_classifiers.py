@@ -71,6 +71,17 @@ def test_every_architecture_trains_and_loads(arch: str, brain: Path, tmp_path: P
     assert Encoder.load(tmp_path / arch).features(Cohort.load(brain).pixels([0, 1])).shape[0] == 2
 
 
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_an_untrained_network_sees_its_images(arch: str) -> None:
+    """Weights of .02 throughout, as a library may draw them, let nothing of an image arrive: logits were equal to 1e-33."""
+    torch.manual_seed(0)
+    labels = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    model = ARCHITECTURES[arch](labels, 64).train()
+    with torch.no_grad():
+        logits = model(pixel_values=torch.rand(8, 3, 64, 64) * 2 - 1).logits
+    assert logits.std(0).min() > 1e-3
+
+
 def test_faults_are_named(brain: Path, tmp_path: Path) -> None:
     base = {"cohort": brain, "target": "sex", "out": tmp_path / "out", "steps": 1}
     with pytest.raises(UserError) as error:

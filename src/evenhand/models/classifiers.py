@@ -147,8 +147,18 @@ def _vit(labels: dict[str, Any], side: int) -> torch.nn.Module:
 
 
 def _efficientnet(labels: dict[str, Any], side: int) -> torch.nn.Module:
-    small = EfficientNetConfig(image_size=side, width_coefficient=0.5, depth_coefficient=0.5, hidden_dim=640, **labels)
-    return EfficientNetForImageClassification(small)
+    small = EfficientNetConfig(
+        image_size=side, width_coefficient=0.5, depth_coefficient=0.5, hidden_dim=640, batch_norm_momentum=0.1, **labels
+    )
+    model = EfficientNetForImageClassification(small)
+    # The library draws all weights with a deviation of .02, those of normalisations too: meant to be loaded over, not to be trained from,
+    # since nothing of an image arrives at the end. And its momentum of .99 is TensorFlow's: .01 here.
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_parameters()
+    return model
 
 
 ARCHITECTURES: dict[str, Callable[[dict[str, Any], int], torch.nn.Module]] = {
