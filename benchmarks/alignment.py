@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, write_result
+from common import JOINT, RESULTS, with_joint, write_result
 from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
@@ -31,7 +31,6 @@ from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.core.artifacts import claim, read_json, write_atomically, write_json, write_text
-from evenhand.core.groups import intersection
 from evenhand.core.randomness import generator
 from evenhand.engine.features import cohort_features, cohort_predictions
 from evenhand.generation.generate import GenerateSettings, generate
@@ -152,13 +151,8 @@ def _classifiers(world: Path, seed: int) -> None:
             out = world / "classifiers" / name
             train_classifier(ClassifierSettings(cohort=cohort, target="sex", out=out, seed=10 * seed + place, **{"steps": 200, **rest}))
     if not (world / "classifiers" / "encoder").exists():
-        cohort = Cohort.load(world / "cohorts" / "encoder")
-        joint = intersection(cohort.table, [*cohort.schema.attributes, *cohort.schema.conditions])
-        schema = cohort.schema.model_copy(update={"conditions": {**cohort.schema.conditions, "everything": sorted(set(joint))}})
-        Cohort(schema, cohort.table.assign(everything=joint), cohort.root).save(world / "cohorts" / "labelled")
-        settings = ClassifierSettings(
-            cohort=world / "cohorts" / "labelled", target="everything", out=world / "classifiers" / "encoder", steps=300
-        )
+        with_joint(Cohort.load(world / "cohorts" / "encoder")).save(world / "cohorts" / "labelled")
+        settings = ClassifierSettings(cohort=world / "cohorts" / "labelled", target=JOINT, out=world / "classifiers" / "encoder", steps=300)
         train_classifier(settings)
 
 
@@ -251,9 +245,9 @@ def _measured(world: Path, made: Cohort) -> dict[str, Any]:
     there, here = cohort_features(encoder, real), cohort_features(encoder, made)
     sexes = real.table["sex"].to_numpy()
     share = float((shown[valid] == "male").mean())
-    distances = [_estimate(frechet_distance(there[rows], here[valid])) for rows in (_matched(sexes, share, repeat) for repeat in range(5))]
+    distances = [frechet_distance(there[rows], here[valid]) for rows in (_matched(sexes, share, repeat) for repeat in range(5))]
     kid = {
-        f"kid_{sex}": _estimate(kernel_distance(there[sexes == sex][:1000], here[valid & (shown == sex)]))
+        f"kid_{sex}": kernel_distance(there[sexes == sex][:1000], here[valid & (shown == sex)]).value
         for sex in ("male", "female")
         if (valid & (shown == sex)).sum() > 20
     }
@@ -291,11 +285,7 @@ def _blurred(encoder: Encoder, real: Cohort, there: np.ndarray) -> float:
     blurred = np.stack([gaussian_filter(image, 1.0) for image in pixels]).astype(np.float32)
     with torch.no_grad():
         features = np.concatenate([encoder.features(blurred[i : i + 64]) for i in range(0, len(blurred), 64)])
-    return _estimate(kernel_distance(there[1000:2000], features))
-
-
-def _estimate(value: Any) -> float:
-    return float(getattr(value, "value", value))
+    return kernel_distance(there[1000:2000], features).value
 
 
 def _found(work: Path) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import RESULTS, write_result
+from common import JOINT, RESULTS, with_joint, write_result
 from PIL import Image
 
 from evenhand.alignment.settings import AlignSettings
@@ -31,7 +31,7 @@ from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort, to_image
 from evenhand.cohorts.sources import ImportSettings
 from evenhand.cohorts.sources.importing import import_cohort
 from evenhand.core.artifacts import read_json, write_json, write_text
-from evenhand.core.groups import intersection, known
+from evenhand.core.groups import known
 from evenhand.core.randomness import generator
 from evenhand.engine.features import cohort_features, cohort_predictions
 from evenhand.generation.generate import GenerateSettings, generate
@@ -93,7 +93,7 @@ def _prepare(source: str, world: World, work: Path) -> None:
         _parts(source, world, work)
     plans = {"guide": ("guide", world.attribute), "held-out": ("held-out", world.attribute)}
     plans |= {f"judge-{fold}": (f"judged-{fold}", world.attribute) for fold in range(FOLDS)}
-    plans["encoder"] = ("labelled", "everything")
+    plans["encoder"] = ("labelled", JOINT)
     for place, (name, (cohort, target)) in enumerate(plans.items()):
         if not (work / "classifiers" / name).exists():
             settings = ClassifierSettings(
@@ -128,9 +128,7 @@ def _parts(source: str, world: World, work: Path) -> None:
     for name, rows in {"guide": at < 0.3, "held-out": inside & (at >= 0.3)}.items():
         _with_splits(whole.subset(rows), ("train", "train", "val", "test"), 1).save(work / name)
     labelled = _with_splits(whole.subset(inside), ("train", "train", "val", "test"), 2)
-    joint = intersection(labelled.table, [*labelled.schema.attributes, *labelled.schema.conditions])
-    schema = labelled.schema.model_copy(update={"conditions": {**labelled.schema.conditions, "everything": sorted(set(joint))}})
-    Cohort(schema, labelled.table.assign(everything=joint), labelled.root).save(work / "labelled")
+    with_joint(labelled).save(work / "labelled")
     for fold in range(FOLDS):  # test: the fold; val: the one before it, which sets the temperature
         splits = tuple({fold: "test", (fold + 1) % FOLDS: "val"}.get(part, "train") for part in range(FOLDS))
         _with_splits(whole.subset(~inside), splits, 3).save(work / f"judged-{fold}")
@@ -197,11 +195,7 @@ def _measured(world: World, work: Path, made: Cohort) -> dict[str, Any]:
     place = groups.index(world.common)
     encoder, real = Encoder.load(work / "classifiers" / "encoder"), held
     there, here = cohort_features(encoder, real), cohort_features(encoder, made)
-    kid = {
-        group: float(getattr(value, "value", value))
-        for code, group in enumerate(groups)
-        for value in [kernel_distance(there[labels == code], here[shown.argmax(1) == code])]
-    }
+    kid = {group: kernel_distance(there[labels == code], here[shown.argmax(1) == code]).value for code, group in enumerate(groups)}
     copies = copy_rate(Cohort.load(work / "skewed").pixels(), real.pixels(), made.pixels())
     return {
         "n": len(made), "share": float(mix.values[place]), "low": float(mix.low[place]), "high": float(mix.high[place]),

@@ -17,13 +17,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, write_result
+from common import JOINT, RESULTS, number, with_joint, write_result
 from leaderboard import against_uniform, tables, write_sheet
 
 from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
@@ -34,7 +33,7 @@ from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.cohorts.sources import ImportSettings
 from evenhand.cohorts.sources.importing import import_cohort
 from evenhand.core.artifacts import claim, read_json, write_json, write_text
-from evenhand.core.groups import NOT_GROUPS, intersection, known
+from evenhand.core.groups import known
 from evenhand.core.randomness import generator
 from evenhand.engine.features import cohort_features, cohort_predictions
 from evenhand.generation.generate import GenerateSettings, generate
@@ -54,7 +53,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "bayesian_reference": {"method": "bayesian_perturbation", "form": "reference"},
     "bayesian_robust": {"method": "bayesian_perturbation", "form": "robust"},
 }
-JOINT = "everything"  # label of all attributes and conditions
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 
 
@@ -147,21 +145,12 @@ def _prepare(name: str, world: World, path: Path) -> None:
         train(_training(world, path / "initial", path, path / "pretrained", seed=1000, steps=world.pretraining).model_copy(update=changes))
 
 
-def _with_joint(cohort: Cohort, invisible: Sequence[str] = ()) -> Cohort:
-    """The cohort with all attributes and conditions as one label: a classifier of it sees more of an image than one of a single label."""
-    names = [name for name in (*cohort.schema.attributes, *cohort.schema.conditions) if name not in invisible]
-    joint = intersection(cohort.table, names)
-    labels = sorted(set(joint) - set(NOT_GROUPS))
-    schema = cohort.schema.model_copy(update={"conditions": {**cohort.schema.conditions, JOINT: labels}})
-    return Cohort(schema, cohort.table.assign(**{JOINT: joint}), cohort.root)
-
-
 def _fundus(name: str, world: World, path: Path) -> None:
     """Phantoms: 77/15/8 by race, the rare group with twice the nuisance variance; the same law in equal parts for evaluation."""
     harder, equal = "race=asian:2", "race=white:0.334,black:0.333,asian:0.333"
     write_phantoms("fundus", path / "train", n=4000, mix="race=white:0.77,black:0.15,asian:0.08", harder=harder, seed=0)
     drawn = write_phantoms("fundus", path / "judged-drawn", n=3000, mix=equal, harder=harder, seed=1)
-    _with_joint(drawn, invisible=["sex"]).save(path / "judged")
+    with_joint(drawn, invisible=["sex"]).save(path / "judged")
     write_phantoms("fundus", path / "eval", n=3 * world.generated, mix=equal, harder=harder, seed=2)
     write_phantoms("fundus", path / "common", n=4000, mix="race=white:1", seed=4)
 
@@ -188,7 +177,7 @@ def _real_images(name: str, world: World, path: Path) -> None:
     splits = np.where(outside, "test", np.where(whole.table["split"] == "val", "val", "train"))
     parted = Cohort(whole.schema, whole.table.assign(split=splits), whole.root)
     parted.save(path / "whole")
-    _with_joint(parted.subset(~outside)).save(path / "judged")
+    with_joint(parted.subset(~outside)).save(path / "judged")
     kept = ~outside & (_skewed(parted, world.attribute) if name == "nih-cxr" else True)
     parted.subset(kept).save(path / "train")
     parted.subset(_equal_parts(parted, outside, world)).save(path / "eval")
@@ -271,7 +260,7 @@ def _measured(name: str, world: World, path: Path, made: Cohort) -> dict[str, An
     found: dict[str, Any] = {"by_group": by_group, "rare": rare, "major": major, "n": int(frames["fd"].by_group["n"].min())}
     for key, metric in metrics.items():
         pooled = [metric(there[first], here[second]) for first, second in mixed]
-        found[f"pooled_{key}"] = float(np.mean([getattr(value, "value", value) for value in pooled]))
+        found[f"pooled_{key}"] = float(np.mean([number(value) for value in pooled]))
         found |= {f"worst_{key}": max(by_group[key].values()), f"rare_{key}": by_group[key][rare], f"major_{key}": by_group[key][major]}
     found["fd_gap"] = max(by_group["fd"].values()) - min(by_group["fd"].values())
     auc = condition_auc(judge, made, groups[1], world)

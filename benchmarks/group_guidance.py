@@ -79,9 +79,10 @@ def _measured(options: argparse.Namespace, method: str, scale: float, seed: int)
         )  # fmt: skip
     encoder = Encoder.load(path / "encoder")
     there, here = cohort_features(encoder, real), cohort_features(encoder, made)
-    distances = {"rare_fd": frechet_distance(there, here), "rare_kid": kernel_distance(there, here)}
     auc = condition_auc(Classifier.load(path / "judge"), made, made.table[world.attribute].to_numpy(), world)
-    return {**{key: float(getattr(value, "value", value)) for key, value in distances.items()}, "auc": auc[rare], "n": len(made)}
+    return {
+        "rare_fd": frechet_distance(there, here), "rare_kid": kernel_distance(there, here).value, "auc": auc[rare], "n": len(made),
+    }  # fmt: skip
 
 
 def _of(cohort: Cohort, attribute: str, group: str) -> Cohort:

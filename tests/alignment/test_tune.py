@@ -209,7 +209,9 @@ def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Pat
     ("changes", "message"),
     [
         ({"form": "distill", "own_images": 0}, "nothing to learn from"),
-        ({"form": "distill", "consistency": 1.0}, "leave consistency out"),
+        ({"form": "distill", "consistency": 1.0}, "so consistency would do nothing"),
+        ({"form": "distill", "path": "truncated"}, "so path would do nothing"),
+        ({"anchor_cohort": "cohort"}, "its images would do nothing"),
         ({"form": "kl", "own_images": 50}, "they only anchor"),
         ({"path": "truncated", "carrying": "first:2"}, "write carrying last:K"),
     ],

@@ -18,6 +18,7 @@ RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "anchor_cohort", "ou
 _PULLED: dict[str, Any] = {
     "own_images": 0, "batch_size": 24, "iterations": 60, "learning_rate": 2e-5, "consistency": 1.0, "ema": 0.9, "validate_every": 5,
 }  # fmt: skip
+_OF_PULLING = ("path", "carrying", "damping", "confidence", "memory", "consistency")
 _CARRYING = re.compile(r"(all|half)|(first|last):(\d+)")
 
 
@@ -85,8 +86,14 @@ class AlignSettings(Settings):
     def _consistent(self) -> Self:
         if self.path == "truncated" and self.carrying is not None and not self.carrying.startswith("last:"):
             raise ValueError("path truncated carries gradient through the last steps; write carrying last:K")
-        if self.form == "distill" and self.consistency:
-            raise ValueError("form distill draws nothing that could be compared; leave consistency out, or take form kl or transport")
+        if self.form == "distill" and (
+            told := [name for name in _OF_PULLING if getattr(self, name) != type(self).model_fields[name].default]
+        ):
+            raise ValueError(
+                f"form distill pulls no drawn images, so {told[0]} would do nothing; leave it out, or take form kl or transport"
+            )
+        if self.anchor_cohort is not None and not self.anchor:
+            raise ValueError("anchor_cohort is given, and anchor is 0: its images would do nothing; give anchor too")
         if self.form == "distill" and not self.own_images and not self.anchor:
             raise ValueError("own_images and anchor are both 0: form distill has nothing to learn from")
         if self.form != "distill" and self.own_images and not self.anchor:

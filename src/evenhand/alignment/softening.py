@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from evenhand.alignment.drawing import Drawing
 from evenhand.alignment.guides import Guides, in_colour
@@ -79,6 +80,4 @@ def seen_through(target: np.ndarray, readings: Sequence[np.ndarray]) -> np.ndarr
 
 def _mean_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     """(n, G), averaged over guides."""
-    scaled = logits / temperature
-    exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return np.asarray((exponentials / exponentials.sum(axis=-1, keepdims=True)).mean(axis=0))
+    return np.asarray(softmax(logits / temperature, axis=-1).mean(axis=0))

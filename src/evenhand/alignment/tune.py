@@ -154,7 +154,8 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
     if standing.parted and work.accelerator.is_main_process:
         console.print(
             f"[yellow]warning[/]: iteration {state.iteration}: guide and held-out guide read different mixes "
-            f"({np.round(standing.guide, 2).tolist()} and {np.round(standing.held_out, 2).tolist()}): the guide is being fooled"
+            f"({np.round(standing.guide, 2).tolist()} and {np.round(standing.held_out, 2).tolist()}): "
+            "one of them errs on what is drawn, or the guide is being fooled"
         )
     joint = work.guides.joint
     return {
