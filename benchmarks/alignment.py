@@ -161,6 +161,7 @@ def _run(world: Path, recipe: str, seed: int, images: int) -> None:
     note = world / "found" / f"{recipe}.json"
     if note.exists():
         return
+    note.parent.mkdir(exist_ok=True)
     model, facts = world / "base" / "run", dict[str, Any]()
     if recipe != "before":
         changes = dict(RECIPES[recipe])

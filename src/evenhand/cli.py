@@ -285,6 +285,7 @@ def align(
     ] = None,
     target: Annotated[str | None, typer.Option(help='A cohort, whose mix is used, or "sex=male:0.5,female:0.5".')] = None,
     prompts: Annotated[str | None, typer.Option(help="A cohort, or a text file with one prompt a line.")] = None,
+    within: Annotated[str | None, typer.Option(help="Column of that cohort: the target holds within each of its values.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     stage: Annotated[str | None, typer.Option(help="Of a cascade: base or super-resolution. [default: base]")] = None,
     form: Annotated[

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from evenhand.alignment.classes import PromptClasses
 from evenhand.alignment.gradients import Predict
 from evenhand.alignment.settings import AlignSettings
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
@@ -24,16 +25,21 @@ from evenhand.models.stages import Stage, unit_noise
 _DRAWN_AT_ONCE = 50  # images without gradient
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a cohort's training split as they stand, or the lines of a text file.
+def read_prompts(path: Path, within: str | None = None) -> tuple[list[str], PromptClasses]:
+    """Prompts of a cohort's training split as they stand, or the lines of a text file; and their classes by the column ``within``.
 
     Raises:
-        UserError: no such file, or nothing in it.
+        UserError: no such file, nothing in it, or no such column.
     """
     if (path / SCHEMA_FILE).is_file():
         cohort = Cohort.load(path)
-        prompts = (cohort.split("train") if len(cohort.split("train")) else cohort).table["prompt"].astype(str).tolist()
+        cohort = cohort.split("train") if len(cohort.split("train")) else cohort
+        prompts = cohort.table["prompt"].astype(str).tolist()
+        if prompts and within:
+            return prompts, PromptClasses.by_column(path, within, cohort)
     elif path.is_file():
+        if within:
+            raise UserError(f"{path}: a text file has no column {within!r}; --within wants --prompts to be a cohort")
         try:
             prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
         except UnicodeDecodeError:
@@ -42,7 +48,7 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(f"{path}: no such cohort or file; --prompts wants a cohort or a text file with one prompt a line")
     if not prompts:
         raise UserError(f"{path}: no prompt in it; write one a line")
-    return prompts
+    return prompts, PromptClasses.one(prompts)
 
 
 def stating(prompts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -53,9 +59,10 @@ def stating(prompts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list
 
 @dataclass(frozen=True)
 class Sheet:
-    """Some images to draw: prompts (n) and unit noise (n, C, h, w) from a seed an image."""
+    """Some images to draw: prompts (n), their classes (n,), and unit noise (n, C, h, w) from a seed an image."""
 
     prompts: list[str]
+    classes: np.ndarray
     noise: torch.Tensor
 
 
@@ -65,24 +72,28 @@ class Drawing:
 
     stage: Stage
     prompts: list[str]
+    classes: PromptClasses
     states: Mapping[str, torch.Tensor]
     settings: AlignSettings
     accelerator: Accelerator
 
     @classmethod
-    def prepare(cls, stage: Stage, prompts: list[str], settings: AlignSettings, accelerator: Accelerator) -> Drawing:
+    def prepare(
+        cls, stage: Stage, prompts: list[str], classes: PromptClasses, settings: AlignSettings, accelerator: Accelerator
+    ) -> Drawing:
         """Encode every prompt once."""
         unique = sorted({"", *prompts})
         stage.pipeline.text_encoder.to(accelerator.device)
         states = torch.cat([encode_prompts(stage.pipeline, unique[i : i + 64]) for i in range(0, len(unique), 64)])
-        return cls(stage, prompts, dict(zip(unique, states, strict=True)), settings, accelerator)
+        return cls(stage, prompts, classes, dict(zip(unique, states, strict=True)), settings, accelerator)
 
     def sheet(self, purpose: str, round_: int, places: Sequence[int]) -> Sheet:
         """Images ``places`` of a purpose and round: prompt and noise of each depend on its place alone."""
         seed = derive_seed(self.settings.seed, "align", purpose, round_)
         prompts = [self.prompts[int(generator(seed, "prompt", place).integers(len(self.prompts)))] for place in places]
         draws = [torch_generator(seed, "noise", place) for place in places]
-        return Sheet(prompts, unit_noise(self.stage.shape, draws, self.accelerator.device))
+        codes = np.array([self.classes.codes[prompt] for prompt in prompts])
+        return Sheet(prompts, codes, unit_noise(self.stage.shape, draws, self.accelerator.device))
 
     def predictor(self, unet: torch.nn.Module, prompts: Sequence[str]) -> Predict:
         """What ``unet`` answers for these prompts, under classifier-free guidance."""
@@ -108,18 +119,19 @@ class Drawing:
 
     def latent_batches(
         self, unet: torch.nn.Module, purpose: str, n: int, guidance_scale: float | None = None
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """This rank's part of ``n`` images: places, and latents (b, C, h, w)."""
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, torch.Tensor]]:
+        """This rank's part of ``n`` images: places and classes (b,), and latents (b, C, h, w)."""
         state = self.accelerator
         for places in rank_batches(n, _DRAWN_AT_ONCE, state.process_index, state.num_processes):
-            yield places, self.latents(unet, self.sheet(purpose, 0, places.tolist()), guidance_scale)
+            sheet = self.sheet(purpose, 0, places.tolist())
+            yield places, sheet.classes, self.latents(unet, sheet, guidance_scale)
 
-    def images(self, unet: torch.nn.Module, purpose: str, n: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """This rank's part of ``n`` images: places, and pixels (b, channels, H, W) in [0, 1]."""
-        for places, latents in self.latent_batches(unet, purpose, n):
+    def images(self, unet: torch.nn.Module, purpose: str, n: int) -> Iterator[tuple[np.ndarray, np.ndarray, torch.Tensor]]:
+        """This rank's part of ``n`` images: places and classes (b,), and pixels (b, channels, H, W) in [0, 1]."""
+        for places, classes, latents in self.latent_batches(unet, purpose, n):
             with torch.no_grad():
                 pixels = self.stage.decode(latents)
-            yield places, pixels  # not within: whoever takes them has a say in gradients of its own
+            yield places, classes, pixels  # not within: whoever takes them has a say in gradients of its own
 
     def whole(self, pieces: list[tuple[np.ndarray, torch.Tensor]], n: int) -> torch.Tensor:
         """Rows that all ranks found, in the order of their places, (n, d), on the CPU and the same on every rank."""

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from evenhand.alignment.classes import PromptClasses
 from evenhand.alignment.drawing import Drawing
 from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
@@ -53,8 +54,8 @@ class Exemplars:
 
     @classmethod
     def real(
-        cls, stage: Stage, cohort: Cohort, guides: Guides, target: np.ndarray, settings: AlignSettings, model_sha256: str,
-        accelerator: Accelerator,
+        cls, stage: Stage, cohort: Cohort, guides: Guides, classes: PromptClasses, target: np.ndarray, settings: AlignSettings,
+        model_sha256: str, accelerator: Accelerator,
     ) -> Exemplars:  # fmt: skip
         """The cohort's training split, in the target mix by its own columns, else as guides read it; or in its own mix.
 
@@ -67,11 +68,12 @@ class Exemplars:
         cache = latent_cache(stage, images, accelerator, model_sha256)
         weights = None
         if settings.anchor_mix == "target":
-            groups = guides.read(images)
-            absent = [name for code, name in enumerate(guides.joint) if target[code] > 0 and not (groups == code).any()]
+            groups = classes.within(images, guides.read(images), len(guides.joint))
+            absent = [name for code, name in enumerate(classes.groups(guides)) if target[code] > 0 and not (groups == code).any()]
             if absent:
                 raise UserError(f"{cohort.root}: no training image shows {absent[0]}, which the target has; give another --anchor-cohort")
-            weights = tilted_weights(np.eye(len(target))[groups], target)
+            weights = np.zeros(len(images))
+            weights[groups >= 0] = tilted_weights(np.eye(len(target))[groups[groups >= 0]], target)
         facts = [f"{sha256} {prompt}" for sha256, prompt in zip(images.image_hashes(), images.table["prompt"], strict=True)]
         return cls(stage, cache, weights, facts, "anchor", settings.batch_size, settings.seed, accelerator.device)
 
@@ -88,7 +90,7 @@ class Exemplars:
         path, of = settings.out / OWN_FILE, json.dumps(fingerprint, sort_keys=True)
         if not _holds(path, of):
             drawn = drawing.latent_batches(state.untuned, "own", n, guidance_scale=1.0)
-            rows = drawing.whole([(places, _read(guides, drawing, latents)) for places, latents in drawn], n)
+            rows = drawing.whole([(places, _read(guides, drawing, latents, classes)) for places, classes, latents in drawn], n)
             if accelerator.is_main_process:
                 latents, shown = rows[:, : -len(target)].reshape(n, *drawing.stage.shape), rows[:, -len(target) :]
                 # safetensors writes what lies in memory: a view of part of the rows would be written wrong
@@ -100,8 +102,9 @@ class Exemplars:
         weights = tilted_weights(shown, target)
         if (missed := np.abs(weights @ shown - target)).sum() / 2 > _MISSED:
             worst = int(missed.argmax())
+            group = drawing.classes.groups(guides)[worst]
             raise UserError(
-                f"{settings.model}: however its own {n} images are weighed, {guides.joint[worst]} is {weights @ shown[:, worst]:.2f} "
+                f"{settings.model}: however its own {n} images are weighed, {group} is {weights @ shown[:, worst]:.2f} "
                 f"of them by the guides, not {target[worst]:.2f}; draw more (--own-images), or tune it on real images of that group first"
             )
         prompts, codes = np.unique(drawing.sheet("own", 0, range(n)).prompts, return_inverse=True)
@@ -150,7 +153,8 @@ def _holds(path: Path, of: str) -> bool:
         return False
 
 
-def _read(guides: Guides, drawing: Drawing, latents: torch.Tensor) -> torch.Tensor:
-    """Latents and what guides read from their images, side by side (b, C h w + K)."""
+def _read(guides: Guides, drawing: Drawing, latents: torch.Tensor, classes: np.ndarray) -> torch.Tensor:
+    """Latents and the joint groups of their images, side by side (b, channels h w + C K)."""
     with torch.no_grad():
-        return torch.cat([latents.flatten(1), guides.probabilities(drawing.stage.decode(latents))], dim=1)
+        shown = drawing.classes.joint(guides.probabilities(drawing.stage.decode(latents)), classes)
+    return torch.cat([latents.flatten(1), shown], dim=1)

@@ -17,6 +17,7 @@ from evenhand.models.pipelines import stage_of
 def publish(
     settings: AlignSettings,
     state: AlignState,
+    groups: list[str],
     guides: Guides,
     held_out: Guides,
     certified: dict[str, float] | None,
@@ -29,7 +30,7 @@ def publish(
             "settings": settings.model_dump(mode="json"),
             "seed": settings.seed,
             "guides": [*_facts(guides, "guide"), *_facts(held_out, "held-out guide")],
-            "target": dict(zip(guides.joint, state.target.tolist(), strict=True)),
+            "target": dict(zip(groups, state.target.tolist(), strict=True)),
             "kept": state.best,
             "certified": certified,
             "aligned_from": state.model_sha256,

@@ -9,7 +9,7 @@ import torch
 
 from evenhand.alignment.consistency import consistency_loss, consistency_weights
 from evenhand.alignment.gradients import Drawn, adjusted, chained, draw
-from evenhand.alignment.targets import assign, assignment_loss, mix_divergence
+from evenhand.alignment.targets import assign_within, assignment_loss, mix_divergence
 from evenhand.alignment.validation import embed
 from evenhand.alignment.work import Work
 from evenhand.core.randomness import derive_seed
@@ -26,23 +26,32 @@ def draw_and_pull(work: Work, places: np.ndarray) -> dict[str, Any]:
     if settings.consistency:
         with torch.no_grad():
             untuned = state.stage.decode(work.drawing.latents(state.untuned, sheet))
-    loss, gradient, *means = _loss(work, drawn, untuned, places)
+    loss, gradient, *means = _loss(work, drawn, untuned, places, sheet.classes)
     path = adjusted if settings.path == "adjusted" else chained
     path(predict, sampler(state.stage.scheduler), drawn, gradient, settings.carrying_steps)
-    read, softly = (dict(zip(work.guides.joint, mean.tolist(), strict=True)) for mean in means)
+    means[0] = work.drawing.classes.settled(means[0], state.target)
+    read, softly = (dict(zip(work.groups, mean.tolist(), strict=True)) for mean in means)
     return {"loss": loss, "batch": read, "softly": softly}
 
 
-def _loss(work: Work, drawn: Drawn, untuned: torch.Tensor | None, places: np.ndarray) -> tuple[float, torch.Tensor, np.ndarray, np.ndarray]:
-    """Loss, its gradient at the final latents (b, C, h, w) of this rank, and what (K,) is read from the whole batch, and read softly."""
+def _loss(
+    work: Work, drawn: Drawn, untuned: torch.Tensor | None, places: np.ndarray, classes: np.ndarray
+) -> tuple[float, torch.Tensor, np.ndarray, np.ndarray]:
+    """Loss, its gradient at the final latents (b, C, h, w) of this rank, and what (C K,) is read from the whole batch, and read softly."""
     settings, state = work.settings, work.state
     final = drawn.final.detach().requires_grad_()
     images = state.stage.decode(final)
-    own, soft = work.guides.probabilities(images), work.softened.probabilities(images)
+    joint = work.drawing.classes.joint
+    own, soft = (joint(guides.probabilities(images), classes) for guides in (work.guides, work.softened))
     everyone, everyone_soft = (_gathered(found.detach(), work) for found in (own, soft))
     part = len(places) / len(everyone)  # a mean over this rank's images counts as much in the mean over all
     if settings.form == "transport" or untuned is not None:
-        assignment = assign(everyone.double().cpu().numpy(), state.target, seed=derive_seed(settings.seed, "assign", state.iteration))
+        assignment = assign_within(
+            everyone.double().cpu().numpy(),
+            state.target,
+            len(work.drawing.classes.names),
+            seed=derive_seed(settings.seed, "assign", state.iteration),
+        )
     if settings.form == "kl":
         whole = torch.cat([everyone_soft[: places[0]], soft, everyone_soft[places[-1] + 1 :]])
         past = None if state.past is None else torch.from_numpy(state.past).to(whole)
@@ -52,7 +61,7 @@ def _loss(work: Work, drawn: Drawn, untuned: torch.Tensor | None, places: np.nda
         loss = part * assignment_loss(own.clamp_min(1e-12).log(), assignment.part(places))
     if untuned is not None:
         with torch.no_grad():
-            before = work.guides.probabilities(untuned).argmax(1).cpu().numpy()
+            before = joint(work.guides.probabilities(untuned), classes).argmax(1).cpu().numpy()
             frozen = embed(work.encoders, untuned)
         weights = torch.from_numpy(consistency_weights(assignment.groups[places], before)).to(images)
         loss = loss + settings.consistency * part * consistency_loss(embed(work.encoders, images), frozen, weights)

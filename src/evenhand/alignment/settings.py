@@ -30,6 +30,7 @@ class AlignSettings(Settings):
     held_out_guide: list[Path] = Field([], description="classifiers that tell when to stop; default: the last --guide of each attribute")
     target: str = Field(description="a cohort, whose mix of the guides' attributes is used, or a mix such as sex=male:0.5,female:0.5")
     prompts: str = Field(description="a cohort, whose training prompts are used as they stand, or a text file, one prompt a line")
+    within: str | None = Field(None, description="column of the prompts' cohort: the target holds within each of its values")
     out: Path
     stage: str = Field("base", description="which denoiser of the pipeline is tuned")
     form: Literal["distill", "kl", "transport"] = Field("distill", description="sets the defaults of what is marked *")

@@ -24,8 +24,8 @@ _FEW = 5  # images of a group: fewer do not say what is read from it
 
 
 def soften(guides: Guides, target: np.ndarray, drawing: Drawing, untuned: torch.nn.Module, confidence: float) -> tuple[Guides, np.ndarray]:
-    """Guides of a mean certainty of at most ``confidence`` on untuned images, and the target (K,) as they read it."""
-    temperatures, readings = {}, []
+    """Guides of a mean certainty of at most ``confidence`` on untuned images, and the target (C K,) as they read it."""
+    temperatures, readings = {}, [np.eye(len(drawing.classes.names))]  # of which class an image is, is known
     for attribute, logits in _logits(guides, drawing, untuned).items():
         temperatures[attribute] = temperature_for(logits, confidence)
         readings.append(reading_by_group(logits, temperatures[attribute], confidence))
@@ -35,7 +35,7 @@ def soften(guides: Guides, target: np.ndarray, drawing: Drawing, untuned: torch.
 def _logits(guides: Guides, drawing: Drawing, untuned: torch.nn.Module) -> dict[str, np.ndarray]:
     """Attribute -> logits (guides, n, G) of the untuned model's images."""
     found: dict[str, list[tuple[np.ndarray, torch.Tensor]]] = {attribute: [] for attribute in guides.by_attribute}
-    for places, pixels in drawing.images(untuned, "softening", IMAGES):
+    for places, _, pixels in drawing.images(untuned, "softening", IMAGES):
         for attribute, pieces in found.items():
             with torch.no_grad():
                 pieces.append((places, guides.logits(attribute, in_colour(pixels)).permute(1, 0, 2).flatten(1)))

@@ -1,6 +1,7 @@
 """How far a batch of predictions is from a target mix: a divergence, or an assignment of classes to images. Pure functions.
 
-K is the number of joint groups: every combination of the attributes that are aligned, the last attribute running fastest.
+K is the number of joint groups: every combination of the attributes that are aligned, the last attribute running fastest. Where prompts are
+of C classes with a target each, a class is one more part of the group, running slowest, and C K stands in the place of K.
 """
 
 from __future__ import annotations
@@ -96,6 +97,19 @@ def assign(probabilities: np.ndarray, target: np.ndarray, *, draws: int = 200, s
     shares = _by_rank(probabilities[:, 1], target[1]) if k == 2 else _by_draws(probabilities, target, draws, seed)
     assert shares.shape == (n, k)
     return Assignment(shares.argmax(1), shares.max(1))
+
+
+def assign_within(probabilities: np.ndarray, target: np.ndarray, classes: int, *, seed: int = 0) -> Assignment:
+    """The same within each of C classes that images are known to be of: (B, C K) and (C K,), zero but in an image's own class."""
+    if classes == 1:
+        return assign(probabilities, target, seed=seed)
+    by_class, wanted = probabilities.reshape(len(probabilities), classes, -1), target.reshape(classes, -1)
+    own, k = by_class.sum(2).argmax(1), wanted.shape[1]
+    groups, confidence = np.zeros(len(own), dtype=int), np.zeros(len(own))
+    for code in np.unique(own):
+        found = assign(by_class[own == code, code], wanted[code] / wanted[code].sum(), seed=seed)
+        groups[own == code], confidence[own == code] = code * k + found.groups, found.confidence
+    return Assignment(groups, confidence)
 
 
 def _by_rank(second: np.ndarray, share: float) -> np.ndarray:

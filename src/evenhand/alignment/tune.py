@@ -63,7 +63,9 @@ def _precision(settings: AlignSettings) -> str:
 
 def _run(work: Work, stop: StopSignal) -> AlignResult:
     settings, state, accelerator = work.settings, work.state, work.accelerator
-    validation = Validation.prepare(work.drawing, work.guides, work.held_out, work.encoders, state.untuned, settings.out / "sheets")
+    validation = Validation.prepare(
+        work.drawing, state.target, work.guides, work.held_out, work.encoders, state.untuned, settings.out / "sheets"
+    )
     reached = state.within >= 2  # a run may be killed between its end and its model
     with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
         if state.iteration == 0 and state.best is None:
@@ -157,11 +159,10 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
             f"({np.round(standing.guide, 2).tolist()} and {np.round(standing.held_out, 2).tolist()}): "
             "one of them errs on what is drawn, or the guide is being fooled"
         )
-    joint = work.guides.joint
     return {
         "validation": {
-            "distance": distance, "guide": dict(zip(joint, standing.guide.tolist(), strict=True)),
-            "held_out": dict(zip(joint, standing.held_out.tolist(), strict=True)), "consistency": standing.consistency,
+            "distance": distance, "guide": dict(zip(work.groups, standing.guide.tolist(), strict=True)),
+            "held_out": dict(zip(work.groups, standing.held_out.tolist(), strict=True)), "consistency": standing.consistency,
             "parted": standing.parted,
         }
     }  # fmt: skip
@@ -175,7 +176,7 @@ def _kept(work: Work, validation: Validation) -> AlignResult:
     certified = None
     if settings.certified_images:
         counts = validation.certified(work.unet, settings.certified_images)
-        certified = dict(zip(work.guides.joint, (counts / counts.sum()).tolist(), strict=True))
+        certified = dict(zip(work.groups, (counts / counts.sum()).tolist(), strict=True))
     reached = bool(state.best["distance"] <= settings.tolerance)
-    model = publish(settings, state, work.guides, work.held_out, certified, work.accelerator)
+    model = publish(settings, state, work.groups, work.guides, work.held_out, certified, work.accelerator)
     return AlignResult(settings.out, model, state.iteration, state.best["iteration"], state.best["distance"], certified, reached)

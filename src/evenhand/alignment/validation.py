@@ -17,13 +17,13 @@ from evenhand.core.artifacts import write_atomically
 from evenhand.models.encoders import Encoder
 from evenhand.models.tensors import to_array
 
-PARTED = 0.1  # shares by guide and held-out guide further apart: the guide is being fooled
+PARTED = 0.1  # total variation between guide and held-out guide, beyond which: the guide is being fooled
 _SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Shares (K,) of joint groups among drawn images, by the guides and by the held-out ones, and nearness to the untuned model."""
+    """Shares (C K,) of joint groups among drawn images, by the guides and by the held-out ones, and nearness to the untuned model."""
 
     guide: np.ndarray
     held_out: np.ndarray
@@ -36,7 +36,7 @@ class Standing:
     @property
     def parted(self) -> bool:
         """Whether guide and held-out guide read different mixes."""
-        return bool(np.abs(self.guide - self.held_out).max() > PARTED)
+        return bool(np.abs(self.guide - self.held_out).sum() / 2 > PARTED)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Validation:
     """Images of fixed seeds, and how the untuned model's look to the encoders."""
 
     drawing: Drawing
+    target: np.ndarray  # (C K,)
     guides: Guides
     held_out: Guides
     encoders: list[Encoder]
@@ -53,40 +54,49 @@ class Validation:
     @classmethod
     @torch.no_grad()
     def prepare(
-        cls, drawing: Drawing, guides: Guides, held_out: Guides, encoders: list[Encoder], untuned: torch.nn.Module, folder: Path
-    ) -> Validation:
+        cls, drawing: Drawing, target: np.ndarray, guides: Guides, held_out: Guides, encoders: list[Encoder], untuned: torch.nn.Module,
+        folder: Path,
+    ) -> Validation:  # fmt: skip
         """Draw the untuned model's images once."""
         n = drawing.settings.validation_images
         features = torch.zeros(n, 0)
         if encoders:
-            features = drawing.whole([(places, embed(encoders, pixels)) for places, pixels in drawing.images(untuned, "validation", n)], n)
-        return cls(drawing, guides, held_out, encoders, features, folder)
+            drawn = drawing.images(untuned, "validation", n)
+            features = drawing.whole([(places, embed(encoders, pixels)) for places, _, pixels in drawn], n)
+        return cls(drawing, target, guides, held_out, encoders, features, folder)
 
     @torch.no_grad()
     def standing(self, unet: torch.nn.Module, iteration: int) -> Standing:
         """Draw, read, and keep a sheet of the first images."""
         n = self.drawing.settings.validation_images
         found: list[tuple[np.ndarray, torch.Tensor]] = []
-        for places, pixels in self.drawing.images(unet, "validation", n):
+        for places, classes, pixels in self.drawing.images(unet, "validation", n):
             if places[0] == 0:
                 write_sheet(self.folder / f"iteration-{iteration:04d}.png", pixels[:_SHOWN])
-            read = [guides.probabilities(pixels).argmax(1) for guides in (self.guides, self.held_out)]
+            read = [self._shown(guides, pixels, classes) for guides in (self.guides, self.held_out)]
             if self.encoders:
                 read.append(F.cosine_similarity(embed(self.encoders, pixels), self.untuned[places].to(pixels.device)))
             found.append((places, torch.stack(read, dim=1)))
         rows = self.drawing.whole(found, n).numpy()
-        k = len(self.guides.joint)
-        guide, held_out = (np.bincount(rows[:, i].astype(int), minlength=k) / n for i in (0, 1))
-        return Standing(guide, held_out, float(rows[:, 2].mean()) if self.encoders else None)
+        guide, held_out = (self._counts(rows[:, i]) / n for i in (0, 1))
+        settled = self.drawing.classes.settled
+        return Standing(settled(guide, self.target), settled(held_out, self.target), float(rows[:, 2].mean()) if self.encoders else None)
 
     @torch.no_grad()
     def certified(self, unet: torch.nn.Module, n: int) -> np.ndarray:
-        """Counts (K,) by the held-out guides among ``n`` images of seeds that no step and no validation has seen."""
+        """Counts (C K,) by the held-out guides among ``n`` images of seeds that no step and no validation has seen."""
         found = [
-            (places, self.held_out.probabilities(pixels).argmax(1)[:, None].float())
-            for places, pixels in self.drawing.images(unet, "certification", n)
+            (places, self._shown(self.held_out, pixels, classes)[:, None].float())
+            for places, classes, pixels in self.drawing.images(unet, "certification", n)
         ]
-        return np.bincount(self.drawing.whole(found, n).numpy()[:, 0].astype(int), minlength=len(self.guides.joint))
+        return self._counts(self.drawing.whole(found, n).numpy()[:, 0])
+
+    def _shown(self, guides: Guides, pixels: torch.Tensor, classes: np.ndarray) -> torch.Tensor:
+        """Joint group (b,) that guides read from each image."""
+        return self.drawing.classes.joint(guides.probabilities(pixels), classes).argmax(1)
+
+    def _counts(self, groups: np.ndarray) -> np.ndarray:
+        return np.bincount(groups.astype(int), minlength=len(self.target))
 
 
 def embed(encoders: list[Encoder], pixels: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from evenhand.alignment.softening import soften
 from evenhand.alignment.state import AlignState
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.groups import Mix, observed_mix, parse_mix
 from evenhand.core.progress import console
 from evenhand.models.encoders import Encoder
 from evenhand.models.pipelines import clip_of
@@ -35,12 +35,17 @@ class Work:
     drawing: Drawing
     guides: Guides
     softened: Guides  # what pulls in form kl
-    softened_target: np.ndarray  # (K,) what those read at the target
+    softened_target: np.ndarray  # (C K,) what those read at the target
     held_out: Guides
     encoders: list[Encoder]
     real: Exemplars | None
     fingerprint: dict[str, str]
     own: Exemplars | None = None
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the joint groups that the target has shares of."""
+        return self.drawing.classes.groups(self.guides)
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -56,21 +61,19 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         UserError: bad input, or guides that cannot tell.
     """
     guides, held_out = _guides(settings, accelerator)
-    cohort = Cohort.load(settings.target) if (Path(settings.target) / SCHEMA_FILE).is_file() else None
-    mix = _mix(settings, cohort, guides)
-    target = guides.shares(mix)
+    prompts, classes = read_prompts(Path(settings.prompts), settings.within)
+    target = classes.target(settings.target, guides)
     state = AlignState.create(settings, target, accelerator)
-    prompts = read_prompts(Path(settings.prompts))
     stated = stating(prompts, guides.groups)
     if stated and accelerator.is_main_process:
         console.print(
             f"[yellow]warning[/]: {len(stated)} of {len(prompts)} prompts state a group of {', '.join(guides.groups)} "
             f"({stated[0]!r}): what they ask for is drawn, their mix will hardly move"
         )
-    drawing = Drawing.prepare(state.stage, prompts, settings, accelerator)
+    drawing = Drawing.prepare(state.stage, prompts, classes, settings, accelerator)
     real = None
-    if settings.anchor and (images := Cohort.load(settings.anchor_cohort) if settings.anchor_cohort else cohort):
-        real = Exemplars.real(state.stage, images, guides, target, settings, state.model_sha256, accelerator)
+    if settings.anchor and (images := _anchor(settings)):
+        real = Exemplars.real(state.stage, images, guides, classes, target, settings, state.model_sha256, accelerator)
     if settings.anchor and real is None and not settings.own_images:
         raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort, or give --own-images")
     if settings.batch_size % accelerator.num_processes:
@@ -82,7 +85,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     fingerprint = {
         "model": state.model_sha256,
         "guides": ",".join(guide.sha256 for guide in [*guides.all, *held_out.all]),
-        "target mix": str(mix),
+        "target mix": json.dumps(dict(zip(classes.groups(guides), target.round(9).tolist(), strict=True))),
         "prompts": _digest(prompts),
         "encoders": ",".join(encoder.sha256 for encoder in encoders),
         "anchor cohort": _digest(real.facts) if real is not None else "",
@@ -120,11 +123,8 @@ def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, 
     return guides, Guides({attribute: held_out.by_attribute[attribute] for attribute in guides.by_attribute})
 
 
-def _mix(settings: AlignSettings, cohort: Cohort | None, guides: Guides) -> Mix:
-    if cohort is None:
-        if "=" not in settings.target:
-            raise UserError(f"--target {settings.target}: neither a cohort nor a mix; write for example 'sex=male:0.5,female:0.5'")
-        return parse_mix(settings.target)
-    for name in guides.groups:
-        cohort.require_column(name)
-    return observed_mix(cohort.table, list(guides.groups))
+def _anchor(settings: AlignSettings) -> Cohort | None:
+    """Real images that anchor: a cohort that is named for it, else the target where it is one."""
+    if settings.anchor_cohort:
+        return Cohort.load(settings.anchor_cohort)
+    return Cohort.load(settings.target) if (Path(settings.target) / SCHEMA_FILE).is_file() else None
