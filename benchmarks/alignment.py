@@ -44,17 +44,16 @@ BASE_STEPS, BATCH = 1500, 32
 SOLVER_STEPS = 20
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 TARGET = "sex=male:0.5,female:0.5"
-REAL_ALONE = {"own_images": 0, "anchor": 1.0}
 
-# changes to the default alignment; "anchor_cohort" names a folder of the seed's world, "guide" classifiers
+# changes to the default alignment; "exemplars" and "anchor_cohort" name cohorts of the seed's world, "guide" classifiers
 RECIPES: dict[str, dict[str, Any]] = {
     "before": {},
     "default": {},
     "few-own-images": {"own_images": 300},
-    "slow": {"learning_rate": 5e-5, "iterations": 400, "validate_every": 50},
+    "all-noise-levels": {"early": 1.0},
     "lora-8": {"lora": 8, "learning_rate": 1e-3},
-    "source-resampled": {**REAL_ALONE, "anchor_cohort": "source"},
-    "target-fine-tuned": {**REAL_ALONE, "anchor_cohort": "small-target", "anchor_mix": "own"},
+    "source": {"exemplars": "source-silent"},
+    "target-fine-tuned": {"exemplars": "small-target", "real_mix": "own"},
     "kl": {"form": "kl"},
     "kl-certain": {"form": "kl", "confidence": 1.0},
     "kl-undamped": {"form": "kl", "damping": 0},
@@ -124,6 +123,7 @@ def _prepare(world: Path, seed: int) -> None:
         if not (world / "cohorts" / name / SCHEMA_FILE).exists():
             (world / "cohorts").mkdir(exist_ok=True)
             write_phantoms("brain", world / "cohorts" / name, size=32, **settings)  # type: ignore[arg-type]
+    _without_sex(Cohort.load(world / "cohorts" / "source"), world / "cohorts" / "source-silent")
     _classifiers(world, seed)
     source = world / "cohorts" / "source"
     if not (world / "base" / "initial").exists():
@@ -136,6 +136,13 @@ def _prepare(world: Path, seed: int) -> None:
                 warmup=100, schedule="cosine", ema=0.995, seed=seed, resume=(run / "config.yaml").exists(),
             )
         )  # fmt: skip
+
+
+def _without_sex(cohort: Cohort, out: Path) -> None:
+    """The cohort as a hospital may have it: of whom an image is, only a guide can say."""
+    if not (out / SCHEMA_FILE).exists():
+        attributes = {name: groups for name, groups in cohort.schema.attributes.items() if name != "sex"}
+        Cohort(cohort.schema.model_copy(update={"attributes": attributes}), cohort.table.drop(columns="sex"), cohort.root).save(out)
 
 
 def _classifiers(world: Path, seed: int) -> None:
@@ -166,8 +173,9 @@ def _run(world: Path, recipe: str, seed: int, images: int) -> None:
     if recipe != "before":
         changes = dict(RECIPES[recipe])
         guides = [world / "classifiers" / name for name in changes.pop("guide", ["guide-0", "guide-1"])]
-        if "anchor_cohort" in changes:
-            changes["anchor_cohort"] = world / "cohorts" / changes["anchor_cohort"]
+        for key in ("exemplars", "anchor_cohort"):
+            if key in changes:
+                changes[key] = world / "cohorts" / changes[key]
         model, start = world / "runs" / recipe, time.process_time()
         result = align(
             AlignSettings(
@@ -220,11 +228,13 @@ def _compute(settings: AlignSettings, iterations: int) -> float:
     """Denoiser passes of the tuning, in those of the base training; a backward pass counts as two, validation is not in it."""
     learning, carrying = 3 * settings.batch_size, 3 * len(settings.carrying_steps)
     if settings.form == "distill":
-        one = learning * (bool(settings.own_images) + bool(settings.anchor))
+        taught = settings.early < 1 and settings.draws_own  # a pass of the untuned model
+        one = learning * (1 + bool(settings.anchor)) + (settings.batch_size if taught else 0)
     else:
         drawing = settings.solver_steps * (2 if settings.consistency else 1)  # tuned and untuned
         one = settings.batch_size * (drawing + carrying) + (learning if settings.anchor else 0)
-    return (settings.own_images * settings.solver_steps + iterations * one) / (BASE_STEPS * BATCH * 3)
+    own = settings.own_images if settings.draws_own else 0
+    return (own * settings.solver_steps + iterations * one) / (BASE_STEPS * BATCH * 3)
 
 
 def _drawn(model: Path, out: Path, world: Path, n: int, seed: int) -> Cohort:

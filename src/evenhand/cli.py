@@ -290,9 +290,12 @@ def align(
     stage: Annotated[str | None, typer.Option(help="Of a cascade: base or super-resolution. [default: base]")] = None,
     form: Annotated[
         Literal["distill", "kl", "transport"] | None,
-        typer.Option(help="Learn own images in the target mix, or pull every batch towards it. [default: distill]"),
+        typer.Option(help="Learn images in the target mix, or pull every batch towards it. [default: distill]"),
     ] = None,
     own_images: Annotated[int | None, typer.Option(help="Drawn by the model before it is tuned. [default: 1200; kl, transport: 0]")] = None,
+    exemplars: Annotated[
+        Path | None, typer.Option(help="A cohort to learn from instead, such as the model's own training images; guides read it.")
+    ] = None,
     path: Annotated[
         Literal["adjusted", "truncated", "full"] | None, typer.Option(help="How gradient reaches the denoiser. [default: adjusted]")
     ] = None,
@@ -302,20 +305,20 @@ def align(
     batch_size: Annotated[
         int | None, typer.Option(help="Images an iteration, over all processes. [default: 32; kl, transport: 24]")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(help="At most. [default: 200; kl, transport: 60]")] = None,
+    iterations: Annotated[int | None, typer.Option(help="[default: 300; kl, transport: at most 60]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-4; kl, transport: 2e-5]")] = None,
     consistency: Annotated[float | None, typer.Option(help="Weight of CLIP-consistency. [default: 0; kl, transport: 1]")] = None,
     consistency_encoder: Annotated[list[Path] | None, typer.Option(help="CLIP or DINOv2 folder. [default: the model's own CLIP]")] = None,
     anchor: Annotated[float | None, typer.Option(help="Weight of real images, else own, in norms of the gradient. [default: 0]")] = None,
     anchor_cohort: Annotated[Path | None, typer.Option(help="Those real images. [default: the target, where it is a cohort]")] = None,
     lora: Annotated[int | None, typer.Option(help="Tune a LoRA of this rank instead of every weight.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Total variation at which it ends. [default: 0.02]")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Total variation that is near enough. [default: 0.02]")] = None,
     precision: Annotated[Literal["auto", "no", "bf16"] | None, typer.Option(help="[default: auto]")] = None,
     resume: Annotated[bool | None, typer.Option("--resume", help="Go on where the run stopped.")] = None,
     config: Config = None,
     seed: Seed = None,
 ) -> None:
-    """Tune a model on its own images until they have a target mix. For many devices: accelerate launch -m evenhand align ..."""
+    """Tune a model until what it draws has a target mix. For many devices: accelerate launch -m evenhand align ..."""
     given = {key: value for key, value in locals().items() if key != "config"}
     from evenhand.alignment.settings import AlignSettings
     from evenhand.alignment.tune import align as run

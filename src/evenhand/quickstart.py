@@ -48,8 +48,7 @@ class QuickstartSettings(Settings):
     guide_images: int = Field(600, ge=20, description="of each of two cohorts that guides are trained on")
     guide_steps: int = Field(150, ge=1)
     align_form: Literal["distill", "kl", "transport"] = "distill"
-    own_images: int = Field(600, ge=1, description="of the biased model, which form distill learns from")
-    align_iterations: int = Field(75, ge=1, description="at most")
+    align_iterations: int = Field(150, ge=1)
     validation_images: int = Field(300, ge=20)
     seed: int = 0
 
@@ -195,7 +194,7 @@ def _aligned(settings: QuickstartSettings, out: Path) -> None:
                 form=settings.align_form,
                 solver_steps=settings.solver_steps,
                 guidance_scale=settings.guidance_scale,
-                **({"own_images": settings.own_images} if settings.align_form == "distill" else {}),
+                exemplars=out / "real" if settings.align_form == "distill" else None,
                 iterations=settings.align_iterations,
                 validation_images=settings.validation_images,
                 certified_images=0,

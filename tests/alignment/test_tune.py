@@ -19,6 +19,7 @@ from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.state import AlignState
 from evenhand.alignment.tune import align
+from evenhand.alignment.validation import Standing, Validation
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import read_json, write_json
 from evenhand.core.errors import UserError
@@ -190,7 +191,7 @@ def test_gradients_that_are_not_finite_stop_it(settings: Any, monkeypatch: pytes
 
 
 def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without own images this is fine-tuning on resampled ones, the baseline of an alignment."""
+    """This is fine-tuning on resampled images; every batch has the target's mix."""
     seen: list[int] = []
     loss = Exemplars.loss
 
@@ -199,10 +200,11 @@ def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Pat
         return loss(exemplars, unet, iteration, places)
 
     monkeypatch.setattr(Exemplars, "loss", noted)
-    changes = {"form": "distill", "own_images": 0, "anchor": 1.0, "anchor_cohort": brain, "target": "sex=male:0.1,female:0.9"}
-    align(settings(**changes, batch_size=32, validate_every=99))
-    shown = Cohort.load(brain).split("train").table["sex"].to_numpy()[seen]
-    assert (shown == "female").mean() == pytest.approx(0.9, abs=0.07)  # 192 draws: three standard errors
+    changes = {"form": "distill", "consistency": 0, "exemplars": brain, "target": "sex=male:0.1,female:0.9"}
+    result = align(settings(**changes, batch_size=20, validate_every=99))
+    shown = Cohort.load(brain).split("train").table["sex"].to_numpy()[seen].reshape(6, 20)
+    assert ((shown == "female").sum(1) == 18).all()  # of every batch
+    assert not (result.run / OWN_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -212,6 +214,8 @@ def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Pat
         ({"form": "distill", "consistency": 1.0}, "so consistency would do nothing"),
         ({"form": "distill", "path": "truncated"}, "so path would do nothing"),
         ({"anchor_cohort": "cohort"}, "its images would do nothing"),
+        ({"exemplars": "cohort"}, "what form distill learns from alone"),
+        ({"form": "distill", "consistency": 0, "exemplars": "cohort", "anchor": 1.0}, "what form distill learns from alone"),
         ({"form": "kl", "own_images": 50}, "they only anchor"),
         ({"path": "truncated", "carrying": "first:2"}, "write carrying last:K"),
     ],
@@ -259,6 +263,53 @@ def test_a_model_learns_its_own_images_in_the_target_mix(settings: Any, monkeypa
     assert all(line["gradient_norm"] > 0 and "batch" not in line for line in log(result.run))
 
 
+def drawn_exemplars(settings: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Exemplars, AlignState]:
+    """Own images as a run holds them."""
+    kept, own = list[tuple[Exemplars, AlignState]](), Exemplars.own
+
+    def noted(drawing: Any, guides: Guides, state: AlignState, *rest: Any) -> Exemplars:
+        kept.append((own(drawing, guides, state, *rest), state))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Exemplars, "own", noted)
+    with pytest.raises(KeyboardInterrupt):
+        align(settings("drawn", **{**DISTILL, **changes}))
+    return kept[0]
+
+
+def test_below_the_early_noise_levels_the_untuned_model_teaches(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not tuned yet answers as the untuned model does, so those levels add nothing to the loss."""
+    target = within_reach(settings)
+    exemplars, state = drawn_exemplars(settings, monkeypatch, target=target, early=0.25)
+    places = np.arange(8)
+    steps = exemplars.timesteps(0, 1000)
+    early = int((steps >= 750).sum())
+    assert 1 <= early <= 3
+    losses = [float(exemplars.loss(state.untuned, 0, places[place : place + 1])) for place in places]
+    assert [loss > 1e-6 for loss in losses] == (steps >= 750).tolist()
+
+
+def test_noise_levels_cover_every_run_of_places(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups lie in runs, so each of them sees all levels."""
+    exemplars, _ = drawn_exemplars(settings, monkeypatch, target=within_reach(settings), batch_size=64)
+    steps = np.stack([exemplars.timesteps(iteration, 1000) for iteration in range(20)])
+    quarters = np.stack([np.bincount(run // 250, minlength=4) for run in steps.reshape(-1, 8)])
+    assert quarters.min() >= 1 and quarters.max() <= 3
+    assert len(np.unique(steps[:, 0])) > 15
+
+
+def test_distillation_slows_to_a_halt_and_keeps_the_last_that_is_near_enough(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = within_reach(settings)
+    male = float(target.split(":")[1].split(",")[0])
+    off = iter([0.3, 0.01, 0.002, 0.015, 0.2])
+    monkeypatch.setattr(Validation, "standing", lambda *_: Standing(*[np.array([male + d, 1 - male - d]) for d in [next(off)] * 2], None))
+    changes = {"iterations": 4, "validate_every": 1, "tolerance": 0.02, "warmup": 0}
+    result = align(settings(**DISTILL, target=target, **changes))
+    assert result.iterations == 4 and result.kept == 3 and result.distance == pytest.approx(0.015)
+    rates = [line["learning_rate"] for line in log(result.run)]
+    assert rates == pytest.approx([1e-3 * share for share in (1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4)])
+
+
 def test_own_images_survive_a_kill_and_resume_to_the_bit(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {**DISTILL, "target": within_reach(settings)}
     whole = align(settings("whole", **changes))
@@ -297,5 +348,5 @@ def test_other_anchor_images_are_another_run(settings: Any, brain: Path, tmp_pat
     whole = Cohort.load(brain)
     whole.subset(whole.table.index % 2 == 0).save(other)
     align(settings(anchor=1.0, anchor_cohort=brain, iterations=2))
-    with pytest.raises(UserError, match="the anchor cohort has changed"):
+    with pytest.raises(UserError, match="real images changed since"):
         align(settings(anchor=1.0, anchor_cohort=other, iterations=2, resume=True))

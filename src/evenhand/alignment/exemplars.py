@@ -1,7 +1,8 @@
 """Images whose ordinary diffusion loss tunes a model: its own from before, or real ones; drawn in the target mix.
 
 A model that is taught its own images, reweighted, keeps drawing as it drew, but other shares: distillation of the model into itself. Each
-image counts as it must for the mean reading of the guides to be the target, and otherwise as little unlike the others as can be.
+image counts as it must for the mean reading of the guides to be the target, and otherwise as little unlike the others as can be. Which
+group an image shows is decided in noise; below that its own images would only teach it its own faults: there it is held to its own answers.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from evenhand.models.stages import Stage
 
 OWN_FILE = "own-images.safetensors"
 _MISSED = 0.02  # total variation between the target and what weights can make of a model's own images
+_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, lie as evenly as can be
 _DROPOUT = 0.1  # of prompts, so that the answer without one, which guidance starts from, learns the mix as well
 
 
@@ -46,11 +48,14 @@ class Exemplars:
     stage: Stage
     cache: LatentCache
     weights: np.ndarray | None  # (n,), sum to 1; None takes each once an epoch
+    groups: np.ndarray  # (n,) joint group of each
     facts: list[str]  # hashes and prompts of real images: what a resumption must find again
     purpose: str
     batch_size: int
     seed: int
     device: torch.device
+    untuned: torch.nn.Module | None = None  # teaches at the lower noise levels
+    early: float = 1.0  # part of the noise levels, from the noisiest, at which images teach
 
     @classmethod
     def real(
@@ -64,18 +69,18 @@ class Exemplars:
         """
         images = cohort.split("train")
         if not len(images):
-            raise UserError(f"{cohort.root}: the training split is empty; give another --anchor-cohort, or --anchor 0")
+            raise UserError(f"{cohort.root}: the training split is empty; give another cohort")
         cache = latent_cache(stage, images, accelerator, model_sha256)
-        weights = None
-        if settings.anchor_mix == "target":
+        weights, groups = None, np.zeros(len(images), dtype=int)
+        if settings.real_mix == "target":
             groups = classes.within(images, guides.read(images), len(guides.joint))
             absent = [name for code, name in enumerate(classes.groups(guides)) if target[code] > 0 and not (groups == code).any()]
             if absent:
-                raise UserError(f"{cohort.root}: no training image shows {absent[0]}, which the target has; give another --anchor-cohort")
+                raise UserError(f"{cohort.root}: no training image shows {absent[0]}, which the target has; give another cohort")
             weights = np.zeros(len(images))
             weights[groups >= 0] = tilted_weights(np.eye(len(target))[groups[groups >= 0]], target)
         facts = [f"{sha256} {prompt}" for sha256, prompt in zip(images.image_hashes(), images.table["prompt"], strict=True)]
-        return cls(stage, cache, weights, facts, "anchor", settings.batch_size, settings.seed, accelerator.device)
+        return cls(stage, cache, weights, groups, facts, "real", settings.batch_size, settings.seed, accelerator.device)
 
     @classmethod
     def own(
@@ -110,14 +115,37 @@ class Exemplars:
         prompts, codes = np.unique(drawing.sheet("own", 0, range(n)).prompts, return_inverse=True)
         text = torch.stack([drawing.states[prompt] for prompt in (*prompts.tolist(), "")]).float().cpu().numpy()
         cache = LatentCache(arrays["latents"], np.zeros((n, 1, 1, 1), np.float32), text, codes)
-        return cls(drawing.stage, cache, weights, [], "own", settings.batch_size, settings.seed, accelerator.device)
+        return cls(
+            drawing.stage, cache, weights, shown.argmax(1), [], "own", settings.batch_size, settings.seed, accelerator.device,
+            state.untuned, settings.early,
+        )  # fmt: skip
 
     def rows(self, iteration: int) -> np.ndarray:
-        """Which images (batch_size,) an iteration learns from."""
+        """Which images (batch_size,) an iteration learns from, group by group.
+
+        Systematic sampling: every batch has the groups' shares to within one image. Drawn independently, the mix of the last batches, and
+        with it that of the model, would wander about the target.
+        """
         n = len(self.cache.mean)
         if self.weights is None:
             return Batches(n, self.batch_size, self.seed).at(iteration)
-        return generator(self.seed, self.purpose, iteration).choice(n, size=self.batch_size, p=self.weights)
+        draws = generator(self.seed, self.purpose, iteration)
+        order = draws.permutation(n)
+        order = order[np.argsort(self.groups[order], kind="stable")]
+        ends = np.cumsum(self.weights[order])
+        return order[np.searchsorted(ends / ends[-1], (np.arange(self.batch_size) + draws.random()) / self.batch_size, side="right")]
+
+    def timesteps(self, iteration: int, steps: int) -> np.ndarray:
+        """Noise levels (batch_size,) in [0, steps): a lattice that covers all of them in any run of places, so in each group alike."""
+        start = generator(self.seed, self.purpose, "timesteps", iteration).random()
+        return np.floor((start + _GOLDEN * self.partners(np.arange(self.batch_size))) % 1 * steps).astype(np.int64)
+
+    def partners(self, places: np.ndarray) -> np.ndarray:
+        """The place in the first half of a batch whose noise and noise level each place has: an image of another group, where two are even.
+
+        Who shares noise with another group cannot be told from it by chance.
+        """
+        return places % max(1, self.batch_size // 2)
 
     def loss(self, unet: torch.nn.Module, iteration: int, places: np.ndarray) -> torch.Tensor:
         """Mean loss of this rank's ``places`` of the iteration's batch."""
@@ -125,16 +153,23 @@ class Exemplars:
         rows = self.rows(iteration)[places]
         mean, std = self.cache.latents(rows)
         draws = [torch_generator(self.seed, self.purpose, iteration, place) for place in places.tolist()]
-        fresh, noise = (torch.stack([torch.randn(mean.shape[1:], generator=own) for own in draws]) for _ in range(2))
+        fresh = torch.stack([torch.randn(mean.shape[1:], generator=own) for own in draws])
+        shared = [torch_generator(self.seed, self.purpose, "noise", iteration, place) for place in self.partners(places).tolist()]
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=own) for own in shared])
         steps = schedule.config.num_train_timesteps
-        timesteps = torch.stack([torch.randint(steps, (), generator=own) for own in draws]).to(self.device)
+        timesteps = torch.from_numpy(self.timesteps(iteration, steps)[places]).to(self.device)
         latents, noise = (mean + std * fresh).to(self.device), noise.to(self.device)
         condition = self.stage.training_condition(latents, draws)
-        prediction = predict(
-            unet, schedule.add_noise(latents, noise, timesteps), timesteps, self._prompts(rows, draws),
+        seen = (
+            schedule.add_noise(latents, noise, timesteps), timesteps, self._prompts(rows, draws),
             condition.to(self.device) if condition is not None else None,
         )  # fmt: skip
-        return per_sample_loss(prediction, target_of(schedule, latents, noise, timesteps)).mean()
+        target = target_of(schedule, latents, noise, timesteps)
+        if self.untuned is not None and self.early < 1:
+            with torch.no_grad():
+                late = timesteps < (1 - self.early) * steps
+                target = torch.where(late[:, None, None, None], predict(self.untuned, *seen).to(target), target)
+        return per_sample_loss(predict(unet, *seen), target).mean()
 
     def _prompts(self, rows: np.ndarray, draws: Sequence[torch.Generator]) -> torch.Tensor:
         """Token states of the rows' prompts, some of them dropped."""

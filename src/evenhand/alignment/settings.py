@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from evenhand.core.config import Settings
 
 # Settings that may differ between a run and its resumption: they never change what is computed.
-RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "anchor_cohort", "out", "checkpoint_every", "resume")
+RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "exemplars", "anchor_cohort", "out", "checkpoint_every", "resume")
 
 # what differs where images are drawn, read and pulled at every iteration
 _PULLED: dict[str, Any] = {
@@ -37,12 +37,16 @@ class AlignSettings(Settings):
     own_images: int = Field(
         1200, ge=0, description="* of the untuned model, drawn before; form distill learns from them, others may by --anchor"
     )
+    exemplars: Path | None = Field(
+        None, description="real images that form distill learns from instead, such as those that the model was trained on"
+    )
+    early: float = Field(0.5, gt=0, le=1, description="part of the noise levels, from the noisiest, at which own images teach")
     path: Literal["adjusted", "truncated", "full"] = "adjusted"
     carrying: str | None = Field(None, description="solver steps that carry gradient: all, half (the first), first:K or last:K")
     solver_steps: int = Field(20, ge=1, description="as in generation: the mix moves with it")
     guidance_scale: float = Field(1.0, ge=1)
     batch_size: int = Field(32, ge=2, description="* images an iteration, over all processes")
-    iterations: int = Field(200, ge=1, description="* at most")
+    iterations: int = Field(300, ge=1, description="*; forms kl and transport may end earlier")
     learning_rate: float = Field(2e-4, gt=0, description="*")
     warmup: int = Field(3, ge=0)
     damping: float = Field(0.1, ge=0, description="distance from the target below which steps shrink with it; 0: they do not")
@@ -52,16 +56,14 @@ class AlignSettings(Settings):
     consistency_encoder: list[Path] = Field([], description="default: the model's own CLIP")
     anchor: float = Field(0.0, ge=0, description="norm of the gradient of real images, else of own ones, in that of the alignment")
     anchor_cohort: Path | None = Field(None, description="default: the target, where it is a cohort")
-    anchor_mix: Literal["target", "own"] = Field(
-        "target", description="mix in which real images are drawn; groups by column, else by guide"
-    )
+    real_mix: Literal["target", "own"] = Field("target", description="mix in which real images are drawn; groups by column, else by guide")
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.98, ge=0, lt=1, description="*")
+    ema: float = Field(0.99, ge=0, lt=1, description="*")
     lora: int | None = Field(None, ge=1, description="rank; default tunes every weight of the denoiser")
-    validate_every: int = Field(25, ge=1, description="*")
+    validate_every: int = Field(50, ge=1, description="*")
     validation_images: int = Field(500, ge=20)
-    tolerance: float = Field(0.02, gt=0, description="total variation from the target; reached twice in a row, the run ends")
+    tolerance: float = Field(0.02, gt=0, description="total variation from the target; reached twice in a row, kl and transport end")
     certified_images: int = Field(1000, ge=0, description="of fresh seeds, drawn with the weights that are kept")
     checkpoint_every: int = Field(5, ge=1)
     precision: Literal["auto", "no", "bf16"] = Field("auto", description="gradients of drawn images do not bear fp16's range")
@@ -93,15 +95,22 @@ class AlignSettings(Settings):
             raise ValueError(
                 f"form distill pulls no drawn images, so {told[0]} would do nothing; leave it out, or take form kl or transport"
             )
+        if self.exemplars is not None and (self.form != "distill" or self.anchor):
+            raise ValueError("exemplars are what form distill learns from alone; leave them out, or form and anchor")
         if self.anchor_cohort is not None and not self.anchor:
             raise ValueError("anchor_cohort is given, and anchor is 0: its images would do nothing; give anchor too")
-        if self.form == "distill" and not self.own_images and not self.anchor:
-            raise ValueError("own_images and anchor are both 0: form distill has nothing to learn from")
+        if self.form == "distill" and not self.own_images and not self.exemplars:
+            raise ValueError("own_images is 0, and no exemplars are given: form distill has nothing to learn from")
         if self.form != "distill" and self.own_images and not self.anchor:
             raise ValueError(f"own_images {self.own_images}: in form {self.form} they only anchor; give anchor too")
         if not self.carrying_steps:
             raise ValueError(f"carrying {self.carrying}: no step of {self.solver_steps} carries gradient")
         return self
+
+    @property
+    def draws_own(self) -> bool:
+        """Whether images of the untuned model are wanted."""
+        return bool(self.own_images) and self.exemplars is None
 
     @property
     def carrying_steps(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,12 +56,14 @@ class AlignState:
         return cls(pipeline, stage, learner, untuned, model_hash(settings.model), settings, target)
 
     def rate(self) -> float:
-        """Learning rate of this iteration: warm-up, and shorter steps near the target.
+        """Learning rate of this iteration: warm-up, then a cosine to 0 for form distill, whose way is as long as it is set.
 
-        AdamW's steps are as long near the target as far from it; undamped, every run overshoots.
+        For the others, shorter steps near the target: AdamW's are as long near it as far from it; undamped, every run overshoots.
         """
         settings, rate = self.settings, self.settings.learning_rate
         rate *= min(1.0, (self.iteration + 1) / max(settings.warmup, 1))
+        if settings.form == "distill":
+            rate *= (1 + math.cos(math.pi * self.iteration / settings.iterations)) / 2
         if settings.damping and self.shown is not None:
             rate *= min(1.0, float(np.abs(self.shown - self.target).sum() / 2) / settings.damping)
         return rate
@@ -82,11 +85,20 @@ class AlignState:
             )
 
     def judge(self, distance: float) -> None:
-        """Take in a validation: count those within tolerance in a row, keep the weights if they are the best so far."""
+        """Take in a validation: count those within tolerance in a row, keep the weights if they are the best so far.
+
+        Images get better as form distill's rate falls, so there later weights are the better ones of those within tolerance.
+        """
         self.within = self.within + 1 if distance <= self.settings.tolerance else 0
-        if self.best is None or distance < self.best["distance"]:
+        enough = self.settings.tolerance if self.settings.form == "distill" else 0.0
+        if self.best is None or distance < max(self.best["distance"], enough):
             self.best = {"iteration": self.iteration, "distance": distance}
             self.best_weights = self.learner.averaged_weights()
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the run may end before its last iteration: form distill's rate is to fall to 0 first."""
+        return self.within >= 2 and self.settings.form != "distill"
 
     def snapshot(self, fingerprint: dict[str, str]) -> Checkpoint:
         """Everything that resume needs."""
@@ -110,7 +122,7 @@ class AlignState:
         facts = checkpoint.facts
         for what, before in facts["fingerprint"].items():
             if fingerprint.get(what) != before:
-                raise UserError(f"{self.settings.out}: the {what} has changed since this run began; start a new run with another --out")
+                raise UserError(f"{self.settings.out}: {what} changed since this run began; start a new run with another --out")
         self.learner.restore(checkpoint.tensors, facts, self.settings.out)
         self.past, self.shown = (None if facts[name] is None else np.array(facts[name]) for name in ("past", "shown"))
         self.iteration, self.within, self.best = checkpoint.step, facts["within"], facts["best"]

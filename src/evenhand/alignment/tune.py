@@ -1,4 +1,4 @@
-"""Alignment, top to bottom: learn own images in the target mix, or pull drawn batches towards it; validate, keep the best, publish.
+"""Alignment, top to bottom: learn own or real images in the target mix, or pull drawn batches towards it; validate, keep the best, publish.
 
 Subgroup distribution aligned tuning (Han et al. 2024, arXiv 2406.14847), with the gradient paths and the transport form of Shen et al.
 (2024, arXiv 2311.07604). See docs/methods/distribution-alignment.md for what departs from both and why.
@@ -50,7 +50,7 @@ def align(settings: AlignSettings) -> AlignResult:
         if accelerator.is_main_process:
             settings.save(settings.out / CONFIG_FILE)
             drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration)
-        if settings.own_images:
+        if settings.draws_own:
             work = replace(work, own=Exemplars.own(work.drawing, work.guides, work.state, work.fingerprint, accelerator))
         return _run(work, held.enter_context(StopSignal()))
 
@@ -66,21 +66,19 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
     validation = Validation.prepare(
         work.drawing, state.target, work.guides, work.held_out, work.encoders, state.untuned, settings.out / "sheets"
     )
-    reached = state.within >= 2  # a run may be killed between its end and its model
     with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
         if state.iteration == 0 and state.best is None:
             _validate(work, validation)  # where the model stands before
-        while state.iteration < settings.iterations and not reached:
+        while state.iteration < settings.iterations and not state.arrived:  # a run may be killed between its end and its model
             stopping = any_rank(stop.seen, accelerator)
             if not stopping:
                 facts = iterate(work)
                 if state.iteration % settings.validate_every == 0 or state.iteration == settings.iterations:
                     facts |= _validate(work, validation)
-                    reached = state.within >= 2
                 if accelerator.is_main_process:
                     append_jsonl(settings.out / "log.jsonl", facts)
                 bar.advance(note=f"distance {state.best['distance']:.3f}" if state.best else "")
-            if stopping or reached or state.iteration == settings.iterations or state.iteration % settings.checkpoint_every == 0:
+            if stopping or state.arrived or state.iteration == settings.iterations or state.iteration % settings.checkpoint_every == 0:
                 checkpoint = state.snapshot(work.fingerprint)
                 if accelerator.is_main_process:
                     save_checkpoint(settings.out / "checkpoints", checkpoint)
@@ -90,7 +88,7 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
 
 
 def iterate(work: Work) -> dict[str, Any]:
-    """One step: the gradient of own images or of a drawn batch, and that of an anchor."""
+    """One step: the gradient of exemplars or of a drawn batch, and that of an anchor."""
     settings, state, accelerator = work.settings, work.state, work.accelerator
     share = settings.batch_size // accelerator.num_processes
     places = np.arange(share) + share * accelerator.process_index

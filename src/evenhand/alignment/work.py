@@ -72,9 +72,9 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         )
     drawing = Drawing.prepare(state.stage, prompts, classes, settings, accelerator)
     real = None
-    if settings.anchor and (images := _anchor(settings)):
+    if images := _real_images(settings):
         real = Exemplars.real(state.stage, images, guides, classes, target, settings, state.model_sha256, accelerator)
-    if settings.anchor and real is None and not settings.own_images:
+    if settings.anchor and real is None and not settings.draws_own:
         raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort, or give --own-images")
     if settings.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {settings.batch_size}: not a multiple of the {accelerator.num_processes} processes")
@@ -88,7 +88,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         "target mix": json.dumps(dict(zip(classes.groups(guides), target.round(9).tolist(), strict=True))),
         "prompts": _digest(prompts),
         "encoders": ",".join(encoder.sha256 for encoder in encoders),
-        "anchor cohort": _digest(real.facts) if real is not None else "",
+        "real images": _digest(real.facts) if real is not None else "",
     }
     guides, held_out = guides.to(accelerator.device), held_out.to(accelerator.device)
     softened = soften(guides, target, drawing, state.untuned, settings.confidence) if settings.form == "kl" else (guides, target)
@@ -123,8 +123,8 @@ def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, 
     return guides, Guides({attribute: held_out.by_attribute[attribute] for attribute in guides.by_attribute})
 
 
-def _anchor(settings: AlignSettings) -> Cohort | None:
-    """Real images that anchor: a cohort that is named for it, else the target where it is one."""
-    if settings.anchor_cohort:
-        return Cohort.load(settings.anchor_cohort)
-    return Cohort.load(settings.target) if (Path(settings.target) / SCHEMA_FILE).is_file() else None
+def _real_images(settings: AlignSettings) -> Cohort | None:
+    """Real images to learn from, or that anchor: a cohort that is named for it, else the target where it is one."""
+    if path := settings.exemplars or settings.anchor_cohort:
+        return Cohort.load(path)
+    return Cohort.load(settings.target) if settings.anchor and (Path(settings.target) / SCHEMA_FILE).is_file() else None
