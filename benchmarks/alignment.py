@@ -2,9 +2,9 @@
 
     python benchmarks/alignment.py --work runs/alignment --recipes default no-consistency --seeds 0 1 2 3 4
 
-Brain phantoms, 80 % male; prompts are silent on sex. A seed is a world of its own: cohort, model, guides, held-out guide, judge. Shares are
-those of the phantoms' exact oracle and of a judge corrected for its errors. Quality is the Fréchet distance to real images drawn in the
-same mix as the generated ones, so that a better mix is not taken for better images, and the kernel distance within each sex. What is
+Brain phantoms, 80 % male; prompts are silent on sex and age. A seed is a world of its own: cohort, model, guides, held-out guide, judge.
+Shares are those of the phantoms' exact oracle and of a judge corrected for its errors. Quality is the Fréchet distance to real images drawn
+in the same mix as the generated ones, so that a better mix is not taken for better images, and the kernel distance within each sex. What is
 done is kept in the work folder; the script may be stopped, run again with more recipes or seeds, and run side by side with others.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.core.artifacts import claim, read_json, write_atomically, write_json, write_text
+from evenhand.core.groups import Mix, intersection, parse_mix
 from evenhand.core.randomness import generator
 from evenhand.engine.features import cohort_features, cohort_predictions
 from evenhand.generation.generate import GenerateSettings, generate
@@ -44,8 +46,9 @@ BASE_STEPS, BATCH = 1500, 32
 SOLVER_STEPS = 20
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 TARGET = "sex=male:0.5,female:0.5"
+JOINT_TARGET = "sex*age_group=male/young:0.2,male/old:0.3,female/young:0.35,female/old:0.15"
 
-# changes to the default alignment; "exemplars" and "anchor_cohort" name cohorts of the seed's world, "guide" classifiers
+# changes to the default alignment towards TARGET; "exemplars" and "anchor_cohort" name cohorts of the seed's world, "guide" classifiers
 RECIPES: dict[str, dict[str, Any]] = {
     "before": {},
     "default": {},
@@ -53,6 +56,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "all-noise-levels": {"early": 1.0},
     "lora-8": {"lora": 8, "learning_rate": 1e-3},
     "source": {"exemplars": "source-silent"},
+    "source-to-30": {"exemplars": "source-silent", "target": "sex=male:0.3,female:0.7"},
+    "source-to-70": {"exemplars": "source-silent", "target": "sex=male:0.7,female:0.3"},
+    "source-to-joint": {"exemplars": "source-silent", "target": JOINT_TARGET},
     "target-fine-tuned": {"exemplars": "small-target", "real_mix": "own"},
     "kl": {"form": "kl"},
     "kl-certain": {"form": "kl", "confidence": 1.0},
@@ -78,8 +84,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 FIGURES = {
-    "oracle_male": "male, oracle", "judge_male": "male, judge", "valid": "valid", "follows": "tumour follows", "matched_fd": "matched FD",
-    "kid_male": "KID male", "kid_female": "KID female", "distance": "TV, held-out guide", "gradient_share": "compute",
+    "oracle_male": "male, oracle", "judge_male": "male, judge", "oracle_tv": "TV, oracle", "judge_tv": "TV, judge", "valid": "valid",
+    "follows": "tumour follows", "matched_fd": "matched FD", "kid_male": "KID male", "kid_female": "KID female",
+    "gradient_share": "compute",
 }  # fmt: skip
 
 
@@ -123,7 +130,7 @@ def _prepare(world: Path, seed: int) -> None:
         if not (world / "cohorts" / name / SCHEMA_FILE).exists():
             (world / "cohorts").mkdir(exist_ok=True)
             write_phantoms("brain", world / "cohorts" / name, size=32, **settings)  # type: ignore[arg-type]
-    _without_sex(Cohort.load(world / "cohorts" / "source"), world / "cohorts" / "source-silent")
+    _silent(Cohort.load(world / "cohorts" / "source"), world / "cohorts" / "source-silent")
     _classifiers(world, seed)
     source = world / "cohorts" / "source"
     if not (world / "base" / "initial").exists():
@@ -138,29 +145,36 @@ def _prepare(world: Path, seed: int) -> None:
         )  # fmt: skip
 
 
-def _without_sex(cohort: Cohort, out: Path) -> None:
+def _silent(cohort: Cohort, out: Path) -> None:
     """The cohort as a hospital may have it: of whom an image is, only a guide can say."""
     if not (out / SCHEMA_FILE).exists():
-        attributes = {name: groups for name, groups in cohort.schema.attributes.items() if name != "sex"}
-        Cohort(cohort.schema.model_copy(update={"attributes": attributes}), cohort.table.drop(columns="sex"), cohort.root).save(out)
+        attributes = list(cohort.schema.attributes)
+        Cohort(cohort.schema.model_copy(update={"attributes": {}}), cohort.table.drop(columns=attributes), cohort.root).save(out)
 
 
 def _classifiers(world: Path, seed: int) -> None:
-    """Guides and held-out guide of sex, a judge of another architecture, an encoder of all labels; the trap's guide is not augmented."""
+    """Guides, held-out guide and a judge of another architecture for both attributes, an encoder of all labels.
+
+    The trap's guide is not augmented.
+    """
     plans: dict[str, dict[str, Any]] = {
-        "guide-0": {}, "guide-1": {}, "held-out": {}, "plain": {"augment": False, "cohort": "guide-0"},
-        "judge": {"arch": "vit", "steps": 500},
+        "guide-0": {}, "guide-1": {}, "held-out": {}, "plain": {"augment": False}, "judge": {"arch": "vit", "steps": 500},
     }  # fmt: skip
-    for place, (name, changes) in enumerate(plans.items()):
-        if not (world / "classifiers" / name).exists():
-            cohort = world / "cohorts" / changes.get("cohort", name)
-            rest = {key: value for key, value in changes.items() if key != "cohort"}
-            out = world / "classifiers" / name
-            train_classifier(ClassifierSettings(cohort=cohort, target="sex", out=out, seed=10 * seed + place, **{"steps": 200, **rest}))
+    for (place, (name, changes)), attribute in product(enumerate(plans.items()), ("sex", "age_group")):
+        out = world / "classifiers" / _of(name, attribute)
+        if not out.exists():
+            cohort = world / "cohorts" / ("guide-0" if name == "plain" else name)
+            train_classifier(
+                ClassifierSettings(cohort=cohort, target=attribute, out=out, seed=10 * seed + place, **{"steps": 200, **changes})
+            )
     if not (world / "classifiers" / "encoder").exists():
         with_joint(Cohort.load(world / "cohorts" / "encoder")).save(world / "cohorts" / "labelled")
         settings = ClassifierSettings(cohort=world / "cohorts" / "labelled", target=JOINT, out=world / "classifiers" / "encoder", steps=300)
         train_classifier(settings)
+
+
+def _of(name: str, attribute: str) -> str:
+    return name if attribute == "sex" else f"{name}-{attribute}"
 
 
 def _run(world: Path, recipe: str, seed: int, images: int) -> None:
@@ -171,31 +185,33 @@ def _run(world: Path, recipe: str, seed: int, images: int) -> None:
     note.parent.mkdir(exist_ok=True)
     model, facts = world / "base" / "run", dict[str, Any]()
     if recipe != "before":
-        changes = dict(RECIPES[recipe])
-        guides = [world / "classifiers" / name for name in changes.pop("guide", ["guide-0", "guide-1"])]
+        changes = {"target": TARGET, **RECIPES[recipe]}
+        attributes = parse_mix(changes["target"]).names
+        guides, held_out = (
+            [world / "classifiers" / _of(name, attribute) for attribute in attributes for name in names]
+            for names in (changes.pop("guide", ["guide-0", "guide-1"]), ["held-out"])
+        )
         for key in ("exemplars", "anchor_cohort"):
             if key in changes:
                 changes[key] = world / "cohorts" / changes[key]
         model, start = world / "runs" / recipe, time.process_time()
         result = align(
             AlignSettings(
-                model=str(world / "base" / "run"), guide=guides, held_out_guide=[world / "classifiers" / "held-out"], target=TARGET,
-                prompts=str(world / "cohorts" / "source"), out=model, solver_steps=SOLVER_STEPS, seed=seed,
-                resume=(model / "config.yaml").exists(), **changes,
+                model=str(world / "base" / "run"), guide=guides, held_out_guide=held_out, prompts=str(world / "cohorts" / "source"),
+                out=model, solver_steps=SOLVER_STEPS, seed=seed, resume=(model / "config.yaml").exists(), **changes,
             )
         )  # fmt: skip
         if result.interrupted:
             raise SystemExit("interrupted and saved; the same command goes on")
-        settings = AlignSettings.model_validate(
-            {"model": "", "guide": ["."], "target": "", "prompts": "", "out": ".", **RECIPES[recipe]} | changes
-        )
+        settings = AlignSettings.model_validate({"model": "", "guide": ["."], "prompts": "", "out": ".", **RECIPES[recipe]} | changes)
         facts = {
             "iterations": result.iterations, "kept": result.kept, "distance": result.distance, "certified": result.certified,
             "reached": result.reached, "seconds": time.process_time() - start, "gradient_share": _compute(settings, result.iterations),
         }  # fmt: skip
     if "lora" in RECIPES[recipe]:
         facts["male_by_scale"] = {scale: _male_at(world, model, scale, seed) for scale in SCALES}
-    write_json(note, {**facts, **_measured(world, _drawn(model, world / "drawn" / recipe, world, n=images, seed=900 + seed))})
+    made = _drawn(model, world / "drawn" / recipe, world, n=images, seed=900 + seed)
+    write_json(note, {**facts, **_measured(world, made, parse_mix(RECIPES[recipe].get("target", TARGET)))})
 
 
 def _male_at(world: Path, run: Path, scale: float, seed: int) -> float:
@@ -247,7 +263,7 @@ def _drawn(model: Path, out: Path, world: Path, n: int, seed: int) -> Cohort:
     )  # fmt: skip
 
 
-def _measured(world: Path, made: Cohort) -> dict[str, Any]:
+def _measured(world: Path, made: Cohort, target: Mix) -> dict[str, Any]:
     """Shares by oracle and judge, prompt following, quality at matched mix and within each sex."""
     seen = MODALITIES["brain"].oracle(made.pixels())
     valid = seen["valid"].to_numpy(dtype=bool)
@@ -255,39 +271,47 @@ def _measured(world: Path, made: Cohort) -> dict[str, Any]:
     real, encoder = Cohort.load(world / "cohorts" / "eval"), Encoder.load(world / "classifiers" / "encoder")
     there, here = cohort_features(encoder, real), cohort_features(encoder, made)
     sexes = real.table["sex"].to_numpy()
-    share = float((shown[valid] == "male").mean())
-    distances = [frechet_distance(there[rows], here[valid]) for rows in (_matched(sexes, share, repeat) for repeat in range(5))]
+    groups, drawn = (intersection(table, list(target.names)) for table in (real.table, seen[valid]))
+    shares = drawn.value_counts(normalize=True).to_dict()
+    distances = [
+        frechet_distance(there[rows], here[valid]) for rows in (_matched(groups.to_numpy(), shares, repeat) for repeat in range(5))
+    ]
+    wanted = {" x ".join(values): share for values, share in target.joint().items()}
     kid = {
         f"kid_{sex}": kernel_distance(there[sexes == sex][:1000], here[valid & (shown == sex)]).value
         for sex in ("male", "female")
         if (valid & (shown == sex)).sum() > 20
     }
     return {
-        "n": len(made), "valid": float(valid.mean()), "oracle_male": share, **_judged(world, made), **kid,
+        "n": len(made), "valid": float(valid.mean()), "oracle_male": float((shown[valid] == "male").mean()), **kid,
+        "oracle_tv": sum(abs(shares.get(group, 0) - share) for group, share in wanted.items()) / 2, **_judged(world, made, target),
         "matched_fd": float(np.mean(distances)),
         "follows": float(((seen["tumour"].to_numpy() == made.table["tumour"].to_numpy()) & valid).mean()),
         "blurred_kid": _blurred(encoder, real, there),
     }  # fmt: skip
 
 
-def _matched(sexes: np.ndarray, male: float, repeat: int) -> np.ndarray:
-    """Random real rows with a share ``male`` of men, as many as there are for it."""
-    rows = {sex: generator(repeat, "matched", sex).permutation(np.flatnonzero(sexes == sex)) for sex in ("male", "female")}
-    n = int(min(len(rows["male"]) / max(male, 1e-9), len(rows["female"]) / max(1 - male, 1e-9)))
-    return np.concatenate([rows["male"][: round(n * male)], rows["female"][: round(n * (1 - male))]])
+def _matched(groups: np.ndarray, shares: Mapping[str, float], repeat: int) -> np.ndarray:
+    """Random real rows with these shares of groups, as many as there are for it."""
+    rows = {group: generator(repeat, "matched", group).permutation(np.flatnonzero(groups == group)) for group in shares}
+    n = min(len(rows[group]) / share for group, share in shares.items())
+    return np.concatenate([rows[group][: round(n * share)] for group, share in shares.items()])
 
 
-def _judged(world: Path, made: Cohort) -> dict[str, float | bool]:
-    """The share of men as the judge reads it, corrected by its errors on held-out real images."""
-    judge = Classifier.load(world / "classifiers" / "judge")
-    held = Cohort.load(world / "cohorts" / "judge").split("val", "test")
-    labels = held.table["sex"].map({group: code for code, group in enumerate(judge.groups)}).to_numpy()
-    found = estimate_mix(cohort_predictions(judge, made), cohort_predictions(judge, held), labels)
-    male = judge.groups.index("male")
-    return {
-        "judge_male": float(found.values[male]), "judge_low": float(found.low[male]), "judge_high": float(found.high[male]),
-        "identifiable": bool(found.identifiable),
-    }  # fmt: skip
+def _judged(world: Path, made: Cohort, target: Mix) -> dict[str, float | bool]:
+    """Shares as the judges read them, corrected by their errors on held-out real images; the distance is that of the worst attribute."""
+    held, facts, distances = Cohort.load(world / "cohorts" / "judge").split("val", "test"), dict[str, float | bool](), []
+    for attribute in target.names:
+        judge = Classifier.load(world / "classifiers" / _of("judge", attribute))
+        labels = held.table[attribute].map({group: code for code, group in enumerate(judge.groups)}).to_numpy()
+        found = estimate_mix(cohort_predictions(judge, made), cohort_predictions(judge, held), labels)
+        wanted = target.marginal(attribute)
+        distances.append(sum(abs(share - wanted.get(group, 0)) for group, share in zip(judge.groups, found.values, strict=True)) / 2)
+        facts[f"{attribute}_identifiable"] = bool(found.identifiable)
+        if attribute == "sex":
+            male = judge.groups.index("male")
+            facts |= {"judge_male": float(found.values[male]), "judge_low": float(found.low[male]), "judge_high": float(found.high[male])}
+    return {**facts, "judge_tv": float(max(distances))}
 
 
 def _blurred(encoder: Encoder, real: Cohort, there: np.ndarray) -> float:

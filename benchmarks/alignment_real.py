@@ -5,7 +5,7 @@
 Patients are parted: 60 % for the model and its guides, 40 % for the judge. The model learns from the first part, resampled to 80 % of one
 group; two guides learn from halves of its patients. Five judges learn from four fifths of the other patients each, and read the fifth:
 those readings tell how often they err, and correct what their mean reads from generated images. Where the correction cannot be
-trusted, it is refused, and the refusal is the result.
+trusted, it is refused, and the refusal is the result. Two recipes: learning the images that the model was trained on, and its own.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from evenhand.training.loop import train
 from evenhand.training.settings import TrainSettings
 
 FOLDS, SOLVER_STEPS, GUIDANCE = 5, 20, 1.5
+RECIPES: dict[str, dict[str, Any]] = {"source": {"exemplars": "skewed"}, "own": {}}
 SKEW = 0.8  # share of the common group in what the model learns from
 
 
@@ -69,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", choices=WORLDS)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=1000, help="generated to measure a model")
     options = parser.parse_args()
@@ -77,13 +79,18 @@ def main() -> None:
     world = WORLDS[options.source]
     _prepare(options.source, world, options.work)
     for seed in options.seeds:
-        _run(world, options.work, seed, options.images)
-    notes = sorted(options.work.glob("seed-*/found.json"))
-    found = {note.parent.name.removeprefix("seed-"): read_json(note) for note in notes}
-    payload = {"cohorts": _sizes(options.work), "judges": _judge_facts(world, options.work), "runs": found}
-    write_result(f"alignment_real_{world.folder}", payload, seeds=[int(seed) for seed in found])
+        for recipe in ("before", *options.recipes):
+            _run(world, options.work, recipe, seed, options.images)
+    found = {
+        recipe: {
+            note.parent.name.removeprefix("seed-"): read_json(note) for note in sorted(options.work.glob(f"{recipe}/seed-*/found.json"))
+        }
+        for recipe in ("before", *RECIPES)
+    }
+    payload = {"cohorts": _sizes(options.work), "judges": _judge_facts(world, options.work), "recipes": RECIPES, "runs": found}
+    write_result(f"alignment_real_{world.folder}", payload, seeds=[int(seed) for seed in found["before"]])
     write_text(RESULTS / f"alignment_real_{world.folder}.md", _table(world, found))
-    _sheet(options.work / f"seed-{min(found, key=int)}", RESULTS.parents[1] / "docs" / "images" / f"alignment_{world.folder}.png")
+    _sheet(options.work, min(found["before"], key=int), RESULTS.parents[1] / "docs" / "images" / f"alignment_{world.folder}.png")
     print(_table(world, found))
 
 
@@ -151,29 +158,29 @@ def _skewed(cohort: Cohort, world: World) -> np.ndarray:
     return np.isin(np.arange(len(cohort)), np.concatenate(rows))
 
 
-def _run(world: World, work: Path, seed: int, images: int) -> None:
-    """One alignment, measured before and after by images of the same seeds."""
-    path = work / f"seed-{seed}"
+def _run(world: World, work: Path, recipe: str, seed: int, images: int) -> None:
+    """One alignment, or the model before it, measured by images of the same seeds."""
+    path = work / recipe / f"seed-{seed}"
     if (path / "found.json").exists():
         return
-    path.mkdir(exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
+    model, facts = (work / "run", {}) if recipe == "before" else _aligned(world, work, path / "aligned", recipe, seed)
+    write_json(path / "found.json", {**_measured(world, work, _drawn(model, path / "drawn", work, images, seed)), **facts})
+
+
+def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]:
+    changes = {key: work / value for key, value in RECIPES[recipe].items()}
     groups = Cohort.load(work / "skewed").schema.attributes[world.attribute]
     result = align(
         AlignSettings(
             model=str(work / "run"), guide=[work / "classifiers" / "guide"], held_out_guide=[work / "classifiers" / "held-out"],
             target=f"{world.attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups), prompts=str(work / "skewed"),
-            out=path / "aligned", solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, seed=seed,
-            resume=(path / "aligned" / "config.yaml").exists(),
+            out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, seed=seed, resume=(out / "config.yaml").exists(), **changes,
         )
     )  # fmt: skip
     if result.interrupted:
         raise SystemExit("interrupted and saved; the same command goes on")
-    found = {
-        when: _measured(world, work, _drawn(model, path / when, work, images, seed))
-        for when, model in {"before": work / "run", "after": path / "aligned"}.items()
-    }
-    facts = {"iterations": result.iterations, "kept": result.kept, "distance": result.distance, "certified": result.certified}
-    write_json(path / "found.json", {**found, "alignment": facts})
+    return out, {"iterations": result.iterations, "kept": result.kept, "distance": result.distance, "certified": result.certified}
 
 
 def _drawn(model: Path, out: Path, work: Path, n: int, seed: int) -> Cohort:
@@ -231,24 +238,24 @@ def _judge_facts(world: World, work: Path) -> dict[str, Any]:
 
 
 def _table(world: World, found: Mapping[str, Any]) -> str:
-    """One row a seed and moment."""
-    groups = list(next(iter(found.values()))["before"]["kid"])
-    heads = ["seed", "", f"{world.common}, judges", "refused", *(f"KID {group}" for group in groups), "near copies"]
+    """One row a seed and recipe."""
+    groups = list(next(iter(found["before"].values()))["kid"])
+    heads = ["", "seed", f"{world.common}, judges", "refused", *(f"KID {group}" for group in groups), "near copies"]
     lines = [heads, ["---"] * len(heads)]
-    for seed, run in found.items():
-        for when in ("before", "after"):
-            facts = run[when]
+    for recipe, runs in found.items():
+        for seed, facts in runs.items():
             share = f"{facts['share']:.3f} [{facts['low']:.3f}, {facts['high']:.3f}]"
             kid = [f"{facts['kid'][group]:.3g}" for group in groups]
-            lines.append([seed, when, share, facts["refusal"] or "no", *kid, f"{facts['copies']['rate']:.3f}"])
+            lines.append([recipe, seed, share, facts["refusal"] or "no", *kid, f"{facts['copies']['rate']:.3f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _sheet(run: Path, path: Path, columns: int = 16, tile: int = 64) -> None:
+def _sheet(work: Path, seed: str, path: Path, columns: int = 16, tile: int = 64) -> None:
     """The same noise before (above) and after (below), two pairs of rows."""
+    after = next(recipe for recipe in RECIPES if (work / recipe / f"seed-{seed}").exists())
     sheet = Image.new("RGB", (columns * tile, 4 * tile + 8), (255, 255, 255))
-    for row, when in enumerate(("before", "after")):
-        for place, image in enumerate(Cohort.load(run / when).pixels(range(2 * columns))):
+    for row, recipe in enumerate(("before", after)):
+        for place, image in enumerate(Cohort.load(work / recipe / f"seed-{seed}" / "drawn").pixels(range(2 * columns))):
             down = 2 * (place // columns) + row
             sheet.paste(to_image(image).convert("RGB").resize((tile, tile)), (place % columns * tile, down * tile + 8 * (down // 2)))
     sheet.quantize(128).save(path, optimize=True)
