@@ -183,6 +183,11 @@ def test_prompts_that_state_the_attribute_are_warned_of(settings: Any, brain: Pa
     assert "prompts state a group of sex" in " ".join(capsys.readouterr().err.split())
 
 
+def test_exemplars_whose_prompts_state_it_are_warned_of(settings: Any, brain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    align(settings(form="distill", consistency=0, exemplars=brain, iterations=1))
+    assert "silent prompts learn little of these images' mix" in " ".join(capsys.readouterr().err.split())
+
+
 def test_gradients_that_are_not_finite_stop_it(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Classifier.logits
     monkeypatch.setattr(Classifier, "logits", lambda self, images: broken(self, images) * torch.nan)

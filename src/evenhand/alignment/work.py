@@ -73,6 +73,12 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     drawing = Drawing.prepare(state.stage, prompts, classes, settings, accelerator)
     real = None
     if images := _real_images(settings):
+        told = stating(images.split("train").table["prompt"].astype(str).tolist(), guides.groups)
+        if told and settings.exemplars and accelerator.is_main_process:
+            console.print(
+                f"[yellow]warning[/]: {images.root}: {len(told)} prompts state a group of {', '.join(guides.groups)} ({told[0]!r}): silent "
+                "prompts learn little of these images' mix; import it anew with --prompt-attributes that leave it out"
+            )
         real = Exemplars.real(state.stage, images, guides, classes, target, settings, state.model_sha256, accelerator)
     if settings.anchor and real is None and not settings.draws_own:
         raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort, or give --own-images")
