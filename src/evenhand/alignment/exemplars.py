@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ class Exemplars:
     stage: Stage
     cache: LatentCache
     weights: np.ndarray | None  # (n,), sum to 1; None takes each once an epoch
-    groups: np.ndarray  # (n,) joint group of each
+    shown: np.ndarray  # (n, C K) what is read from each; nothing of one that is of no prompt's class
     facts: list[str]  # hashes and prompts of real images: what a resumption must find again
     purpose: str
     batch_size: int
@@ -71,16 +71,15 @@ class Exemplars:
         if not len(images):
             raise UserError(f"{cohort.root}: the training split is empty; give another cohort")
         cache = latent_cache(stage, images, accelerator, model_sha256)
-        weights, groups = None, np.zeros(len(images), dtype=int)
+        shown = np.zeros((len(images), len(target)))
         if settings.real_mix == "target":
             groups = classes.within(images, guides.read(images), len(guides.joint))
             absent = [name for code, name in enumerate(classes.groups(guides)) if target[code] > 0 and not (groups == code).any()]
             if absent:
                 raise UserError(f"{cohort.root}: no training image shows {absent[0]}, which the target has; give another cohort")
-            weights = np.zeros(len(images))
-            weights[groups >= 0] = tilted_weights(np.eye(len(target))[groups[groups >= 0]], target)
+            shown[groups >= 0] = np.eye(len(target))[groups[groups >= 0]]
         facts = [f"{sha256} {prompt}" for sha256, prompt in zip(images.image_hashes(), images.table["prompt"], strict=True)]
-        return cls(stage, cache, weights, groups, facts, "real", settings.batch_size, settings.seed, accelerator.device)
+        return cls(stage, cache, None, shown, facts, "real", settings.batch_size, settings.seed, accelerator.device).aimed(target)
 
     @classmethod
     def own(
@@ -116,9 +115,18 @@ class Exemplars:
         text = torch.stack([drawing.states[prompt] for prompt in (*prompts.tolist(), "")]).float().cpu().numpy()
         cache = LatentCache(arrays["latents"], np.zeros((n, 1, 1, 1), np.float32), text, codes)
         return cls(
-            drawing.stage, cache, weights, shown.argmax(1), [], "own", settings.batch_size, settings.seed, accelerator.device,
+            drawing.stage, cache, weights, shown, [], "own", settings.batch_size, settings.seed, accelerator.device,
             state.untuned, settings.early,
         )  # fmt: skip
+
+    def aimed(self, mix: np.ndarray) -> Exemplars:
+        """The same images, weighed so that what is read from them is a mix (C K,); in their own mix where nothing was read."""
+        read = self.shown.any(axis=1)
+        if not read.any():
+            return self
+        weights = np.zeros(len(self.shown))
+        weights[read] = tilted_weights(self.shown[read], mix)
+        return replace(self, weights=weights)
 
     def rows(self, iteration: int) -> np.ndarray:
         """Which images (batch_size,) an iteration learns from, group by group.
@@ -131,7 +139,7 @@ class Exemplars:
             return Batches(n, self.batch_size, self.seed).at(iteration)
         draws = generator(self.seed, self.purpose, iteration)
         order = draws.permutation(n)
-        order = order[np.argsort(self.groups[order], kind="stable")]
+        order = order[np.argsort(self.shown[order].argmax(1), kind="stable")]
         ends = np.cumsum(self.weights[order])
         return order[np.searchsorted(ends / ends[-1], (np.arange(self.batch_size) + draws.random()) / self.batch_size, side="right")]
 

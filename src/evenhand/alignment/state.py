@@ -33,7 +33,8 @@ class AlignState:
     untuned: torch.nn.Module
     model_sha256: str
     settings: AlignSettings
-    target: np.ndarray  # (K,)
+    target: np.ndarray  # (C K,)
+    aim: np.ndarray  # (C K,) mix of what form distill learns from, which makes the model draw the target
     past: np.ndarray | None = None  # (K,) what softened guides read in earlier batches, for the loss
     shown: np.ndarray | None = None  # (K,) what guides read, over more of them, for damping
     iteration: int = 0
@@ -53,7 +54,7 @@ class AlignState:
             stage.unet.eval(), accelerator, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, ema=settings.ema,
             compiled=False,
         )  # fmt: skip
-        return cls(pipeline, stage, learner, untuned, model_hash(settings.model), settings, target)
+        return cls(pipeline, stage, learner, untuned, model_hash(settings.model), settings, target, target)
 
     def rate(self) -> float:
         """Learning rate of this iteration: warm-up, then a cosine to 0 for form distill, whose way is as long as it is set.
@@ -104,6 +105,7 @@ class AlignState:
         """Everything that resume needs."""
         tensors, facts = self.learner.snapshot()
         facts |= {
+            "aim": self.aim.tolist(),
             "past": None if self.past is None else self.past.tolist(),
             "shown": None if self.shown is None else self.shown.tolist(),
             "within": self.within,
@@ -125,6 +127,7 @@ class AlignState:
                 raise UserError(f"{self.settings.out}: {what} changed since this run began; start a new run with another --out")
         self.learner.restore(checkpoint.tensors, facts, self.settings.out)
         self.past, self.shown = (None if facts[name] is None else np.array(facts[name]) for name in ("past", "shown"))
+        self.aim = np.array(facts["aim"])
         self.iteration, self.within, self.best = checkpoint.step, facts["within"], facts["best"]
         self.best_weights, self.skipped_in_a_row = checkpoint.tensors.get("best", {}), facts["skipped_in_a_row"]
 

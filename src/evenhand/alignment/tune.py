@@ -18,6 +18,7 @@ from evenhand.alignment.exemplars import Exemplars
 from evenhand.alignment.publish import publish
 from evenhand.alignment.pulling import draw_and_pull
 from evenhand.alignment.settings import RESUMABLE, AlignResult, AlignSettings
+from evenhand.alignment.targets import corrected_aim
 from evenhand.alignment.validation import Standing, Validation
 from evenhand.alignment.work import Work, prepare
 from evenhand.core.artifacts import append_jsonl, claim
@@ -52,7 +53,7 @@ def align(settings: AlignSettings) -> AlignResult:
             drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration)
         if settings.draws_own:
             work = replace(work, own=Exemplars.own(work.drawing, work.guides, work.state, work.fingerprint, accelerator))
-        return _run(work, held.enter_context(StopSignal()))
+        return _run(work.aimed(), held.enter_context(StopSignal()))
 
 
 def _precision(settings: AlignSettings) -> str:
@@ -75,6 +76,7 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
                 facts = iterate(work)
                 if state.iteration % settings.validate_every == 0 or state.iteration == settings.iterations:
                     facts |= _validate(work, validation)
+                    work = work.aimed()
                 if accelerator.is_main_process:
                     append_jsonl(settings.out / "log.jsonl", facts)
                 bar.advance(note=f"distance {state.best['distance']:.3f}" if state.best else "")
@@ -151,6 +153,8 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
         standing: Standing = validation.standing(work.unet, state.iteration)
     distance = standing.distance(state.target)
     state.judge(distance)
+    if work.settings.form == "distill" and state.iteration:
+        state.aim = work.drawing.classes.settled(corrected_aim(state.aim, state.target, standing.guide), state.target)
     if standing.parted and work.accelerator.is_main_process:
         console.print(
             f"[yellow]warning[/]: iteration {state.iteration}: guide and held-out guide read different mixes "
@@ -161,7 +165,7 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
         "validation": {
             "distance": distance, "guide": dict(zip(work.groups, standing.guide.tolist(), strict=True)),
             "held_out": dict(zip(work.groups, standing.held_out.tolist(), strict=True)), "consistency": standing.consistency,
-            "parted": standing.parted,
+            "parted": standing.parted, "aim": dict(zip(work.groups, state.aim.tolist(), strict=True)),
         }
     }  # fmt: skip
 
