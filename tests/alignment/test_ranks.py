@@ -27,7 +27,7 @@ def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, cla
     train_classifier(ClassifierSettings(cohort=brain, target="sex", out=second, steps=20, batch_size=16, seed=1))
     settings = AlignSettings(
         model=str(tiny), guide=[classifier_folder, second], target="sex=male:1,female:0", prompts=str(brain), out=tmp_path / "one",
-        form=form, own_images=60 if form == "distill" else 0, early=1.0 if form == "transport" else 0.5, anchor=1.0, anchor_cohort=brain,
+        form=form, own_images=60 if form == "distill" else 0, anchor=1.0, anchor_cohort=brain,
         consistency=0 if form == "distill" else 1, solver_steps=3, batch_size=4, iterations=2, validate_every=1,
         validation_images=60, certified_images=60, learning_rate=1e-3, tolerance=1e-6,
     )  # fmt: skip

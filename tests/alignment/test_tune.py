@@ -189,7 +189,7 @@ def test_prompts_that_state_the_attribute_are_warned_of(settings: Any, brain: Pa
 
 def test_exemplars_whose_prompts_state_it_are_warned_of(settings: Any, brain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     align(settings(form="distill", consistency=0, exemplars=brain, iterations=1))
-    assert "silent prompts learn little of these images' mix" in " ".join(capsys.readouterr().err.split())
+    assert "silent ones learn little of these images' mix" in " ".join(capsys.readouterr().err.split())
 
 
 def test_gradients_that_are_not_finite_stop_it(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +225,8 @@ def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Pat
         ({"anchor_cohort": "cohort"}, "its images would do nothing"),
         ({"exemplars": "cohort"}, "what form distill learns from alone"),
         ({"form": "distill", "consistency": 0, "exemplars": "cohort", "anchor": 1.0}, "what form distill learns from alone"),
+        ({"form": "distill", "consistency": 0, "exemplars": "cohort", "own_images": 60}, "so own_images would do nothing"),
+        ({"form": "distill", "consistency": 0, "exemplars": "cohort", "early": 0.3}, "so early would do nothing"),
         ({"form": "kl", "own_images": 50}, "they only anchor"),
         ({"path": "truncated", "carrying": "first:2"}, "write carrying last:K"),
     ],

@@ -219,3 +219,21 @@ def test_a_folder_with_code_of_its_own_is_refused_or_read_without_it(classifier_
                 load(folder)
             assert str(folder) in str(error.value) and "\n" not in str(error.value)
     assert not mark.exists()
+
+
+def test_no_question_is_asked_of_whether_to_run_a_folders_code(
+    classifier_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A type whose configuration transformers knows, and which it has no model for but the folder's own."""
+    folder, mark = shutil.copytree(classifier_folder, tmp_path / "foreign"), tmp_path / "executed"
+    (folder / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(mark)!r}).touch()\nfrom transformers import ResNetModel as OwnModel\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    changes = {"model_type": "align_vision_model", "auto_map": {"AutoModel": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    with pytest.raises(UserError, match="cannot load the encoder"):
+        Encoder.load(folder)
+    assert not asked and not mark.exists()

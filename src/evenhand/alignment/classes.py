@@ -36,7 +36,7 @@ class PromptClasses:
         return cls(None, [""], dict.fromkeys(prompts, 0), np.ones(1))
 
     @classmethod
-    def by_column(cls, path: Path, column: str, cohort: Cohort) -> PromptClasses:
+    def by_column(cls, cohort: Cohort, column: str) -> PromptClasses:
         """By a column of the cohort whose prompts are used.
 
         Raises:
@@ -46,12 +46,14 @@ class PromptClasses:
         table = cohort.table[known(cohort.table, [column])]
         if len(table) < len(cohort.table):
             row = cohort.table.index[~known(cohort.table, [column])][0]
-            raise UserError(f"{path}: row {row}: its {column} is not known, so --within {column} has no target for it; leave that row out")
+            raise UserError(
+                f"{cohort.root}: row {row}: its {column} is not known, so --within {column} has no target for it; leave that row out"
+            )
         by_prompt = table.groupby("prompt")[column].unique()
         both = by_prompt[by_prompt.map(len) > 1]
         if len(both):
             raise UserError(
-                f"{path}: prompt {both.index[0]!r} stands for {column} {' and '.join(map(repr, both.iloc[0][:2]))}: "
+                f"{cohort.root}: prompt {both.index[0]!r} stands for {column} {' and '.join(map(repr, both.iloc[0][:2]))}: "
                 f"an image drawn from it is of neither; state {column} in prompts, or leave --within out"
             )
         names = sorted(table[column].unique())
@@ -101,14 +103,14 @@ class PromptClasses:
         """The mix in each class of a target cohort."""
         for name in (*guides.groups, *([self.column] if self.column else [])):
             cohort.require_column(name)
-        tables = [cohort.table if self.column is None else cohort.table[cohort.table[self.column] == name] for name in self.names]
-        for name, table in zip(self.names, tables, strict=True):
-            if not known(table, list(guides.groups)).any():
-                where = f" with {self.column} {name!r}" if self.column else ""
-                raise UserError(
-                    f"{cohort.root}: no row{where} has a known value of {', '.join(guides.groups)}; give a mix in words instead"
-                )
-        return [observed_mix(table, list(guides.groups)) for table in tables]
+        found = []
+        for name in self.names:
+            table = cohort.table if self.column is None else cohort.table[cohort.table[self.column] == name]
+            try:
+                found.append(observed_mix(table, list(guides.groups)))
+            except UserError as error:
+                raise UserError(f"{cohort.root}{f', {self.column} {name!r}' if self.column else ''}: {error}") from None
+        return found
 
     def _stated(self, mix: Mix) -> list[Mix]:
         """A mix in each class: that of the rows that name it, or the same for all where the mix does not speak of classes."""

@@ -36,7 +36,7 @@ def read_prompts(path: Path, within: str | None = None) -> tuple[list[str], Prom
         cohort = cohort.split("train") if len(cohort.split("train")) else cohort
         prompts = cohort.table["prompt"].astype(str).tolist()
         if prompts and within:
-            return prompts, PromptClasses.by_column(path, within, cohort)
+            return prompts, PromptClasses.by_column(cohort, within)
     elif path.is_file():
         if within:
             raise UserError(f"{path}: a text file has no column {within!r}; --within wants --prompts to be a cohort")

@@ -18,6 +18,7 @@ RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "exemplars", "anchor
 _PULLED: dict[str, Any] = {
     "own_images": 0, "batch_size": 24, "iterations": 60, "learning_rate": 2e-5, "consistency": 1.0, "ema": 0.9, "validate_every": 5,
 }  # fmt: skip
+_OF_OWN = ("own_images", "early")
 _OF_PULLING = ("path", "carrying", "damping", "confidence", "memory", "consistency")
 _CARRYING = re.compile(r"(all|half)|(first|last):(\d+)")
 
@@ -89,14 +90,12 @@ class AlignSettings(Settings):
     def _consistent(self) -> Self:
         if self.path == "truncated" and self.carrying is not None and not self.carrying.startswith("last:"):
             raise ValueError("path truncated carries gradient through the last steps; write carrying last:K")
-        if self.form == "distill" and (
-            told := [name for name in _OF_PULLING if getattr(self, name) != type(self).model_fields[name].default]
-        ):
-            raise ValueError(
-                f"form distill pulls no drawn images, so {told[0]} would do nothing; leave it out, or take form kl or transport"
-            )
+        if self.form == "distill" and (told := self._told(_OF_PULLING)):
+            raise ValueError(f"form distill pulls no drawn images, so {told} would do nothing; leave it out, or take form kl or transport")
         if self.exemplars is not None and (self.form != "distill" or self.anchor):
             raise ValueError("exemplars are what form distill learns from alone; leave them out, or form and anchor")
+        if self.exemplars is not None and (told := self._told(_OF_OWN)):
+            raise ValueError(f"exemplars take the place of own images, so {told} would do nothing; leave one of both out")
         if self.anchor_cohort is not None and not self.anchor:
             raise ValueError("anchor_cohort is given, and anchor is 0: its images would do nothing; give anchor too")
         if self.form == "distill" and not self.own_images and not self.exemplars:
@@ -106,6 +105,10 @@ class AlignSettings(Settings):
         if not self.carrying_steps:
             raise ValueError(f"carrying {self.carrying}: no step of {self.solver_steps} carries gradient")
         return self
+
+    def _told(self, names: tuple[str, ...]) -> str | None:
+        """The first of these settings that is not at its default."""
+        return next((name for name in names if getattr(self, name) != type(self).model_fields[name].default), None)
 
     @property
     def draws_own(self) -> bool:

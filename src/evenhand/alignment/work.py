@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,21 +69,14 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     prompts, classes = read_prompts(Path(settings.prompts), settings.within)
     target = classes.target(settings.target, guides)
     state = AlignState.create(settings, target, accelerator)
-    stated = stating(prompts, guides.groups)
-    if stated and accelerator.is_main_process:
-        console.print(
-            f"[yellow]warning[/]: {len(stated)} of {len(prompts)} prompts state a group of {', '.join(guides.groups)} "
-            f"({stated[0]!r}): what they ask for is drawn, their mix will hardly move"
-        )
+    if accelerator.is_main_process:
+        _warn_of(prompts, guides, "what they ask for is drawn, their mix will hardly move")
     drawing = Drawing.prepare(state.stage, prompts, classes, settings, accelerator)
     real = None
     if images := _real_images(settings):
-        told = stating(images.split("train").table["prompt"].astype(str).tolist(), guides.groups)
-        if told and settings.exemplars and accelerator.is_main_process:
-            console.print(
-                f"[yellow]warning[/]: {images.root}: {len(told)} prompts state a group of {', '.join(guides.groups)} ({told[0]!r}): silent "
-                "prompts learn little of these images' mix; import it anew with --prompt-attributes that leave it out"
-            )
+        if settings.exemplars and accelerator.is_main_process:
+            own = images.split("train").table["prompt"].astype(str).tolist()
+            _warn_of(own, guides, "silent ones learn little of these images' mix; import them with --prompt-attributes that leave it out")
         real = Exemplars.real(state.stage, images, guides, classes, target, settings, state.model_sha256, accelerator)
     if settings.anchor and real is None and not settings.draws_own:
         raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort, or give --own-images")
@@ -104,6 +97,15 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     guides, held_out = guides.to(accelerator.device), held_out.to(accelerator.device)
     softened = soften(guides, target, drawing, state.untuned, settings.confidence) if settings.form == "kl" else (guides, target)
     return Work(settings, accelerator, state, drawing, guides, *softened, held_out, encoders, real, fingerprint)
+
+
+def _warn_of(prompts: Sequence[str], guides: Guides, consequence: str) -> None:
+    """Say so where prompts state what is to be moved."""
+    if stated := stating(prompts, guides.groups):
+        console.print(
+            f"[yellow]warning[/]: {len(stated)} of {len(prompts)} prompts state a group of {', '.join(guides.groups)} ({stated[0]!r}): "
+            + consequence
+        )
 
 
 def _digest(lines: Iterable[str]) -> str:

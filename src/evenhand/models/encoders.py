@@ -39,9 +39,10 @@ class Encoder:
         try:
             with quiet_libraries():
                 # Said, not left to the default: unset, transformers asks on a terminal whether to run a folder's own code.
-                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                local = {"local_files_only": True, "trust_remote_code": False}
+                config = AutoConfig.from_pretrained(folder, **local)
                 family = CLIPVisionModelWithProjection if config.model_type == "clip" else AutoModel
-                model, loading = family.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+                model, loading = family.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **local)
         except LOAD_ERRORS as error:
             raise UserError(f"{folder}: cannot load the encoder ({brief(error)}); it must be a folder with safetensors") from None
         missing = sorted(loading["missing_keys"])
