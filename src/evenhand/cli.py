@@ -303,7 +303,7 @@ def align(
     solver_steps: Annotated[int | None, typer.Option(help="As in generation: the mix moves with it. [default: 20]")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="As in generation. [default: 1]")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images an iteration, over all processes. [default: 32; kl, transport: 24]")
+        int | None, typer.Option(help="Images an iteration, over all processes. [default: 64; kl, transport: 24]")
     ] = None,
     iterations: Annotated[int | None, typer.Option(help="[default: 300; kl, transport: at most 60]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-4; kl, transport: 2e-5]")] = None,
@@ -330,7 +330,7 @@ def align(
         raise typer.Exit(143)
     if _first_rank():
         if not result.reached:
-            console.print(f"[yellow]warning[/]: nearest to the target at iteration {result.kept}, total variation {result.distance:.3f}")
+            console.print(f"[yellow]warning[/]: the nearest to the target, iteration {result.kept}, is {result.distance:.3f} from it")
         print(f"{result.model}")
 
 

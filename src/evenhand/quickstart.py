@@ -204,7 +204,8 @@ def _aligned(settings: QuickstartSettings, out: Path) -> None:
         )
         if result.interrupted:
             raise UserError(f"{out}: interrupted and saved; the same command goes on")
-        _say(f"   total variation from the target {result.distance:.3f} at iteration {result.kept} of {result.iterations}")
+        where = f"iteration {result.kept} of {result.iterations}, scale {result.scale:.2f}"
+        _say(f"   total variation from the target {result.distance:.3f} at {where}")
 
 
 def oracle_facts(modality: str, real: Cohort, synthetic: Cohort) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from evenhand.alignment.targets import (
     Assignment,
     assign,
     assignment_loss,
-    corrected_aim,
     joint_probabilities,
     mix_divergence,
     tilted_weights,
@@ -42,17 +41,6 @@ def test_the_past_steadies_the_mean() -> None:
     batch, target = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
     past = torch.tensor([0.0, 1.0], dtype=torch.float64)
     assert mix_divergence(batch, target, past, 0.5).item() == pytest.approx(0, abs=1e-15)
-
-
-def test_the_aim_asks_for_what_is_drawn_too_seldom() -> None:
-    """Shown 16 to 4 where 1 to 1 is wanted: odds of 1 to 2 next, and 1 to 4 if that changes nothing; on target, nothing changes."""
-    half, shown = np.array([0.5, 0.5]), np.array([0.8, 0.2])
-    first = corrected_aim(half, half, shown)
-    np.testing.assert_allclose(first, [1 / 3, 2 / 3])
-    np.testing.assert_allclose(corrected_aim(first, half, shown), [0.2, 0.8])
-    np.testing.assert_allclose(corrected_aim(first, half, half), first)
-    np.testing.assert_allclose(corrected_aim(half, np.array([1.0, 0.0]), shown), [1.0, 0.0])
-    np.testing.assert_allclose(corrected_aim(half, half, np.array([1.0, 0.0])), [1 / 11, 10 / 11])  # as if .01 were shown
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,11 @@ class Exemplars:
                 raise UserError(f"{cohort.root}: no training image shows {absent[0]}, which the target has; give another cohort")
             shown[groups >= 0] = np.eye(len(target))[groups[groups >= 0]]
         facts = [f"{sha256} {prompt}" for sha256, prompt in zip(images.image_hashes(), images.table["prompt"], strict=True)]
-        return cls(stage, cache, None, shown, facts, "real", settings.batch_size, settings.seed, accelerator.device).aimed(target)
+        weights, read = None, shown.any(axis=1)
+        if read.any():
+            weights = np.zeros(len(images))
+            weights[read] = tilted_weights(shown[read], target)
+        return cls(stage, cache, weights, shown, facts, "real", settings.batch_size, settings.seed, accelerator.device)
 
     @classmethod
     def own(
@@ -118,15 +122,6 @@ class Exemplars:
             drawing.stage, cache, weights, shown, [], "own", settings.batch_size, settings.seed, accelerator.device,
             state.untuned, settings.early,
         )  # fmt: skip
-
-    def aimed(self, mix: np.ndarray) -> Exemplars:
-        """The same images, weighed so that what is read from them is a mix (C K,); in their own mix where nothing was read."""
-        read = self.shown.any(axis=1)
-        if not read.any():
-            return self
-        weights = np.zeros(len(self.shown))
-        weights[read] = tilted_weights(self.shown[read], mix)
-        return replace(self, weights=weights)
 
     def rows(self, iteration: int) -> np.ndarray:
         """Which images (batch_size,) an iteration learns from, group by group.

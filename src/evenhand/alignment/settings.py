@@ -17,6 +17,7 @@ RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "exemplars", "anchor
 # what differs where images are drawn, read and pulled at every iteration
 _PULLED: dict[str, Any] = {
     "own_images": 0, "batch_size": 24, "iterations": 60, "learning_rate": 2e-5, "consistency": 1.0, "ema": 0.9, "validate_every": 5,
+    "validation_images": 500,
 }  # fmt: skip
 _OF_OWN = ("own_images", "early")
 _OF_PULLING = ("path", "carrying", "damping", "confidence", "memory", "consistency")
@@ -46,7 +47,7 @@ class AlignSettings(Settings):
     carrying: str | None = Field(None, description="solver steps that carry gradient: all, half (the first), first:K or last:K")
     solver_steps: int = Field(20, ge=1, description="as in generation: the mix moves with it")
     guidance_scale: float = Field(1.0, ge=1)
-    batch_size: int = Field(32, ge=2, description="* images an iteration, over all processes")
+    batch_size: int = Field(64, ge=2, description="* images an iteration, over all processes")
     iterations: int = Field(300, ge=1, description="*; forms kl and transport may end earlier")
     learning_rate: float = Field(2e-4, gt=0, description="*")
     warmup: int = Field(3, ge=0)
@@ -62,8 +63,8 @@ class AlignSettings(Settings):
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.99, ge=0, lt=1, description="*")
     lora: int | None = Field(None, ge=1, description="rank; default tunes every weight of the denoiser")
-    validate_every: int = Field(50, ge=1, description="*")
-    validation_images: int = Field(500, ge=20)
+    validate_every: int = Field(100, ge=1, description="*")
+    validation_images: int = Field(1000, ge=20, description="* the mix is read from so many, with a standard error of 1 / (2 sqrt n)")
     tolerance: float = Field(0.02, gt=0, description="total variation from the target; reached twice in a row, kl and transport end")
     certified_images: int = Field(1000, ge=0, description="of fresh seeds, drawn with the weights that are kept")
     checkpoint_every: int = Field(5, ge=1)
@@ -132,6 +133,7 @@ class AlignResult:
     model: Path | None  # None when the run was interrupted
     iterations: int
     kept: int  # the iteration whose averaged weights are the model
+    scale: float  # of them, on the way from the untuned weights; other than 1 in form distill alone
     distance: float | None  # at validation
     certified: dict[str, float] | None  # share of each joint group on fresh seeds
     reached: bool

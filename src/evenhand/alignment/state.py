@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from evenhand.alignment.settings import AlignSettings
+from evenhand.alignment.targets import total_variation
 from evenhand.core.errors import UserError
 from evenhand.core.randomness import derive_seed
 from evenhand.engine.checkpoints import Checkpoint
@@ -34,11 +35,11 @@ class AlignState:
     model_sha256: str
     settings: AlignSettings
     target: np.ndarray  # (C K,)
-    aim: np.ndarray  # (C K,) mix of what form distill learns from, which makes the model draw the target
     past: np.ndarray | None = None  # (K,) what softened guides read in earlier batches, for the loss
     shown: np.ndarray | None = None  # (K,) what guides read, over more of them, for damping
     iteration: int = 0
     within: int = 0  # validations within tolerance in a row
+    standing: dict[str, np.ndarray] = field(default_factory=dict)  # what held-out guides read (C K,) of the untuned and the newest weights
     best: dict[str, Any] | None = None  # iteration and distance
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     skipped_in_a_row: int = 0
@@ -54,7 +55,7 @@ class AlignState:
             stage.unet.eval(), accelerator, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, ema=settings.ema,
             compiled=False,
         )  # fmt: skip
-        return cls(pipeline, stage, learner, untuned, model_hash(settings.model), settings, target, target)
+        return cls(pipeline, stage, learner, untuned, model_hash(settings.model), settings, target)
 
     def rate(self) -> float:
         """Learning rate of this iteration: warm-up, then a cosine to 0 for form distill, whose way is as long as it is set.
@@ -66,7 +67,7 @@ class AlignState:
         if settings.form == "distill":
             rate *= (1 + math.cos(math.pi * self.iteration / settings.iterations)) / 2
         if settings.damping and self.shown is not None:
-            rate *= min(1.0, float(np.abs(self.shown - self.target).sum() / 2) / settings.damping)
+            rate *= min(1.0, float(total_variation(self.shown, self.target)) / settings.damping)
         return rate
 
     def saw(self, read: np.ndarray, softly: np.ndarray) -> None:
@@ -85,16 +86,24 @@ class AlignState:
                 "lower --learning-rate, or check the guides"
             )
 
-    def judge(self, distance: float) -> None:
+    def judge(self, held_out: np.ndarray) -> None:
         """Take in a validation: count those within tolerance in a row, keep the weights if they are the best so far.
 
-        Images get better as form distill's rate falls, so there later weights are the better ones of those within tolerance.
+        Form distill keeps its last weights, since images get better as its rate falls; how far to go with them is seen at the end.
         """
-        self.within = self.within + 1 if distance <= self.settings.tolerance else 0
-        enough = self.settings.tolerance if self.settings.form == "distill" else 0.0
-        if self.best is None or distance < max(self.best["distance"], enough):
-            self.best = {"iteration": self.iteration, "distance": distance}
-            self.best_weights = self.learner.averaged_weights()
+        self.standing = {"untuned": self.standing.get("untuned", held_out), "newest": held_out}
+        self.within = self.within + 1 if self.distance <= self.settings.tolerance else 0
+        if self.settings.form != "distill" and (self.best is None or self.distance < self.best["distance"]):
+            self.keep({"iteration": self.iteration, "distance": self.distance}, self.learner.averaged_weights())
+
+    @property
+    def distance(self) -> float:
+        """Total variation between the target and the newest validation."""
+        return float(total_variation(self.standing["newest"], self.target))
+
+    def keep(self, facts: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        """These are the weights to publish, until better ones are found."""
+        self.best, self.best_weights = facts, weights
 
     @property
     def arrived(self) -> bool:
@@ -105,15 +114,16 @@ class AlignState:
         """Everything that resume needs."""
         tensors, facts = self.learner.snapshot()
         facts |= {
-            "aim": self.aim.tolist(),
             "past": None if self.past is None else self.past.tolist(),
             "shown": None if self.shown is None else self.shown.tolist(),
             "within": self.within,
+            "standing": {which: read.tolist() for which, read in self.standing.items()},
             "best": self.best,
             "skipped_in_a_row": self.skipped_in_a_row,
             "fingerprint": fingerprint,
         }
-        return Checkpoint(self.iteration, {**tensors, "best": self.best_weights}, facts)
+        kept = {"best": self.best_weights} if self.best_weights else {}
+        return Checkpoint(self.iteration, {**tensors, **kept}, facts)
 
     def restore(self, checkpoint: Checkpoint, fingerprint: dict[str, str]) -> None:
         """Take a checkpoint back.
@@ -127,7 +137,7 @@ class AlignState:
                 raise UserError(f"{self.settings.out}: {what} changed since this run began; start a new run with another --out")
         self.learner.restore(checkpoint.tensors, facts, self.settings.out)
         self.past, self.shown = (None if facts[name] is None else np.array(facts[name]) for name in ("past", "shown"))
-        self.aim = np.array(facts["aim"])
+        self.standing = {which: np.array(read) for which, read in facts["standing"].items()}
         self.iteration, self.within, self.best = checkpoint.step, facts["within"], facts["best"]
         self.best_weights, self.skipped_in_a_row = checkpoint.tensors.get("best", {}), facts["skipped_in_a_row"]
 

@@ -17,7 +17,6 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import binom
 
 _RIDGE = 1e-7  # keeps the tilt finite where the target is out of reach
-_SELDOM = 0.01  # share below which what is shown says no more how far the aim is off
 _LEAST = 1e-6  # share of a group that the target leaves out: its divergence stays finite
 
 
@@ -82,14 +81,9 @@ def tilted_weights(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.asarray(softmax(moved @ found.x))
 
 
-def corrected_aim(aim: np.ndarray, target: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """The mix (K,) to learn from next: a group that is drawn too seldom for the target is asked for more often than before.
-
-    A model does not draw the mix that it learns: small ones exaggerate what is common. Groups that the target leaves out stay out.
-    The square root makes half of what the odds are off good: what is shown is read from some hundred images.
-    """
-    asked = aim * np.sqrt(target / np.maximum(shown, _SELDOM))
-    return np.asarray(asked / asked.sum())
+def total_variation(shown: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Half the sum of what shares (..., K) differ by, (...): the part of the images that would have to change group."""
+    return np.asarray(np.abs(shown - target).sum(-1) / 2)
 
 
 def assign(probabilities: np.ndarray, target: np.ndarray, *, draws: int = 200, seed: int = 0) -> Assignment:

@@ -17,8 +17,8 @@ import torch
 from evenhand.alignment.exemplars import Exemplars
 from evenhand.alignment.publish import publish
 from evenhand.alignment.pulling import draw_and_pull
+from evenhand.alignment.scaling import keep_scaled
 from evenhand.alignment.settings import RESUMABLE, AlignResult, AlignSettings
-from evenhand.alignment.targets import corrected_aim
 from evenhand.alignment.validation import Standing, Validation
 from evenhand.alignment.work import Work, prepare
 from evenhand.core.artifacts import append_jsonl, claim
@@ -53,7 +53,7 @@ def align(settings: AlignSettings) -> AlignResult:
             drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration)
         if settings.draws_own:
             work = replace(work, own=Exemplars.own(work.drawing, work.guides, work.state, work.fingerprint, accelerator))
-        return _run(work.aimed(), held.enter_context(StopSignal()))
+        return _run(work, held.enter_context(StopSignal()))
 
 
 def _precision(settings: AlignSettings) -> str:
@@ -68,7 +68,7 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
         work.drawing, state.target, work.guides, work.held_out, work.encoders, state.untuned, settings.out / "sheets"
     )
     with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
-        if state.iteration == 0 and state.best is None:
+        if not state.standing:
             _validate(work, validation)  # where the model stands before
         while state.iteration < settings.iterations and not state.arrived:  # a run may be killed between its end and its model
             stopping = any_rank(stop.seen, accelerator)
@@ -76,16 +76,15 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
                 facts = iterate(work)
                 if state.iteration % settings.validate_every == 0 or state.iteration == settings.iterations:
                     facts |= _validate(work, validation)
-                    work = work.aimed()
                 if accelerator.is_main_process:
                     append_jsonl(settings.out / "log.jsonl", facts)
-                bar.advance(note=f"distance {state.best['distance']:.3f}" if state.best else "")
+                bar.advance(note=f"distance {state.distance:.3f}")
             if stopping or state.arrived or state.iteration == settings.iterations or state.iteration % settings.checkpoint_every == 0:
                 checkpoint = state.snapshot(work.fingerprint)
                 if accelerator.is_main_process:
                     save_checkpoint(settings.out / "checkpoints", checkpoint)
             if stopping:
-                return AlignResult(settings.out, None, state.iteration, 0, None, None, reached=False, interrupted=True)
+                return AlignResult(settings.out, None, state.iteration, 0, 1.0, None, None, reached=False, interrupted=True)
     return _kept(work, validation)
 
 
@@ -147,14 +146,11 @@ def _norm(gradients: list[torch.Tensor]) -> float:
 
 
 def _validate(work: Work, validation: Validation) -> dict[str, Any]:
-    """Where the averaged weights stand; keeps them if they are the best so far."""
+    """Where the averaged weights stand."""
     state = work.state
     with state.learner.averages.applied():
-        standing: Standing = validation.standing(work.unet, state.iteration)
-    distance = standing.distance(state.target)
-    state.judge(distance)
-    if work.settings.form == "distill" and state.iteration:
-        state.aim = work.drawing.classes.settled(corrected_aim(state.aim, state.target, standing.guide), state.target)
+        standing: Standing = validation.standing(work.unet, f"iteration-{state.iteration:04d}")
+    state.judge(standing.held_out)
     if standing.parted and work.accelerator.is_main_process:
         console.print(
             f"[yellow]warning[/]: iteration {state.iteration}: guide and held-out guide read different mixes "
@@ -163,9 +159,9 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
         )
     return {
         "validation": {
-            "distance": distance, "guide": dict(zip(work.groups, standing.guide.tolist(), strict=True)),
+            "distance": state.distance, "guide": dict(zip(work.groups, standing.guide.tolist(), strict=True)),
             "held_out": dict(zip(work.groups, standing.held_out.tolist(), strict=True)), "consistency": standing.consistency,
-            "parted": standing.parted, "aim": dict(zip(work.groups, state.aim.tolist(), strict=True)),
+            "parted": standing.parted,
         }
     }  # fmt: skip
 
@@ -173,6 +169,8 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
 def _kept(work: Work, validation: Validation) -> AlignResult:
     """Publish the best weights, and count who they draw on fresh seeds."""
     settings, state = work.settings, work.state
+    if settings.form == "distill":
+        keep_scaled(work, validation)
     assert state.best is not None
     work.unet.load_state_dict(state.best_weights, strict=False)
     certified = None
@@ -181,4 +179,5 @@ def _kept(work: Work, validation: Validation) -> AlignResult:
         certified = dict(zip(work.groups, (counts / counts.sum()).tolist(), strict=True))
     reached = bool(state.best["distance"] <= settings.tolerance)
     model = publish(settings, state, work.groups, work.guides, work.held_out, certified, work.accelerator)
-    return AlignResult(settings.out, model, state.iteration, state.best["iteration"], state.best["distance"], certified, reached)
+    scale = state.best.get("scale", 1.0)
+    return AlignResult(settings.out, model, state.iteration, state.best["iteration"], scale, state.best["distance"], certified, reached)

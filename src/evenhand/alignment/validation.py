@@ -12,6 +12,7 @@ from PIL import Image
 
 from evenhand.alignment.drawing import Drawing
 from evenhand.alignment.guides import Guides, in_colour
+from evenhand.alignment.targets import total_variation
 from evenhand.cohorts.cohort import to_image
 from evenhand.core.artifacts import write_atomically
 from evenhand.models.encoders import Encoder
@@ -29,14 +30,10 @@ class Standing:
     held_out: np.ndarray
     consistency: float | None  # mean cosine to the untuned model's images of the same seeds; None without encoders
 
-    def distance(self, target: np.ndarray) -> float:
-        """Total variation from the target, by the held-out guides."""
-        return float(np.abs(self.held_out - target).sum() / 2)
-
     @property
     def parted(self) -> bool:
         """Whether guide and held-out guide read different mixes."""
-        return bool(np.abs(self.guide - self.held_out).sum() / 2 > PARTED)
+        return bool(total_variation(self.guide, self.held_out) > PARTED)
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,13 @@ class Validation:
         return cls(drawing, target, guides, held_out, encoders, features, folder)
 
     @torch.no_grad()
-    def standing(self, unet: torch.nn.Module, iteration: int) -> Standing:
-        """Draw, read, and keep a sheet of the first images."""
+    def standing(self, unet: torch.nn.Module, sheet: str) -> Standing:
+        """Draw, read, and keep a sheet of the first images under this name."""
         n = self.drawing.settings.validation_images
         found: list[tuple[np.ndarray, torch.Tensor]] = []
         for places, classes, pixels in self.drawing.images(unet, "validation", n):
             if places[0] == 0:
-                write_sheet(self.folder / f"iteration-{iteration:04d}.png", pixels[:_SHOWN])
+                write_sheet(self.folder / f"{sheet}.png", pixels[:_SHOWN])
             read = [self._shown(guides, pixels, classes) for guides in (self.guides, self.held_out)]
             if self.encoders:
                 read.append(F.cosine_similarity(embed(self.encoders, pixels), self.untuned[places].to(pixels.device)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +41,6 @@ class Work:
     real: Exemplars | None
     fingerprint: dict[str, str]
     own: Exemplars | None = None
-
-    def aimed(self) -> Work:
-        """The same, with the images that form distill learns from in the mix that is aimed at now."""
-        own, real = (None if found is None else found.aimed(self.state.aim) for found in (self.own, self.real))
-        return replace(self, own=own, real=real)
 
     @property
     def groups(self) -> list[str]:
