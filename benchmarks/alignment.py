@@ -50,7 +50,7 @@ TARGET = "sex=male:0.5,female:0.5"
 JOINT_TARGET = "sex*age_group=male/young:0.2,male/old:0.3,female/young:0.35,female/old:0.15"
 
 # The rate of form distill is half of that at which the model was trained.
-_DISTILL: dict[str, Any] = {"learning_rate": 5e-4}
+_DISTILL: dict[str, Any] = {"learning_rate": 5e-4, "validate_every": 300}
 _SOURCE: dict[str, Any] = {**_DISTILL, "exemplars": "source-silent"}
 # changes to the default alignment towards TARGET; "exemplars" and "anchor_cohort" name cohorts of the seed's world, "guide" classifiers
 RECIPES: dict[str, dict[str, Any]] = {
