@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import JOINT, RESULTS, with_joint, write_result
+from common import JOINT, RESULTS, interval, markdown, spread, with_interval, with_joint, write_result
 from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
@@ -108,12 +108,14 @@ def main() -> None:
             _run(world, recipe, seed, options.images)
     found = _found(options.work)
     write_result(
-        "alignment", {"target": TARGET, "recipes": RECIPES, "runs": found}, seeds=sorted({int(s) for r in found.values() for s in r})
-    )
-    write_text(RESULTS / "alignment.md", _table(found))
+        "alignment", {"target": TARGET, "recipes": RECIPES, "against_before": (against := _against_before(found)), "runs": found},
+        seeds=sorted({int(seed) for runs in found.values() for seed in runs}),
+    )  # fmt: skip
+    text = f"{_table(found)}\n\nAgainst the untuned model of the same seed, with 95 % intervals over seeds.\n\n{_verdicts(against)}\n"
+    write_text(RESULTS / "alignment.md", text)
     if "lora-8" in found:
         _plot_scales(found["lora-8"], RESULTS.parents[1] / "docs" / "images" / "alignment_lora_scale.png")
-    print(_table(found))
+    print(text)
 
 
 def _prepare(world: Path, seed: int) -> None:
@@ -336,17 +338,49 @@ def _found(work: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _against_before(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What each recipe changed, paired by seed: the distance as a ratio of geometric means, the rest as differences."""
+    against = {}
+    for recipe, runs in found.items():
+        pairs = [(found["before"][seed], run) for seed, run in runs.items() if seed in found["before"]]
+        if recipe == "before" or not pairs:
+            continue
+        ratio = interval(np.array([np.log(after["matched_fd"] / before["matched_fd"]) for before, after in pairs]))
+        changed = {
+            key: interval(np.array([after[key] - before[key] for before, after in pairs])) for key in ("follows", "kid_male", "kid_female")
+            if all(key in after for _, after in pairs)
+        }  # fmt: skip
+        against[recipe] = {
+            "seeds": len(pairs),
+            "within_three_points": sum(max(after["oracle_tv"], after["judge_tv"]) <= 0.03 for _, after in pairs),
+            "fd_ratio": {end: None if value is None else float(np.exp(value)) for end, value in ratio.items()},
+            **changed,
+            "kid_limit": float(np.mean([before["blurred_kid"] for before, _ in pairs])) / 10,
+        }
+    return against
+
+
+def _verdicts(against: Mapping[str, Any]) -> str:
+    """One row a recipe."""
+    names = {"fd_ratio": "FD, after / before", "follows": "tumour follows", "kid_male": "KID male", "kid_female": "KID female"}
+    heads = ["recipe (seeds)", "within .03 by oracle and judge", *names.values(), "KID may rise by"]
+    rows = [
+        [
+            f"{recipe} ({row['seeds']})", f"{row['within_three_points']} of {row['seeds']}",
+            *(with_interval(row[key]) if key in row else "" for key in names), f"{row['kid_limit']:.3f}",
+        ]
+        for recipe, row in against.items()
+    ]  # fmt: skip
+    return markdown(heads, rows)
+
+
 def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Mean and standard deviation over seeds."""
-    lines = [["recipe (seeds)", *FIGURES.values()], ["---"] * (1 + len(FIGURES))]
+    rows = []
     for recipe, runs in found.items():
-        cells = []
-        for key in FIGURES:
-            values = [run[key] for run in runs.values() if run.get(key) is not None]
-            spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3g}{spread}" if values else "")
-        lines.append([f"{recipe} ({len(runs)})", *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        values = ([run[key] for run in runs.values() if run.get(key) is not None] for key in FIGURES)
+        rows.append([f"{recipe} ({len(runs)})", *(spread(own) if own else "" for own in values)])
+    return markdown(["recipe (seeds)", *FIGURES.values()], rows)
 
 
 if __name__ == "__main__":

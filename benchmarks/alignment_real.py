@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import JOINT, RESULTS, with_joint, write_result
+from common import JOINT, RESULTS, markdown, with_joint, write_result
 from PIL import Image
 
 from evenhand.alignment.settings import AlignSettings
@@ -241,13 +241,13 @@ def _table(world: World, found: Mapping[str, Any]) -> str:
     """One row a seed and recipe."""
     groups = list(next(iter(found["before"].values()))["kid"])
     heads = ["", "seed", f"{world.common}, judges", "refused", *(f"KID {group}" for group in groups), "near copies"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for recipe, runs in found.items():
         for seed, facts in runs.items():
             share = f"{facts['share']:.3f} [{facts['low']:.3f}, {facts['high']:.3f}]"
             kid = [f"{facts['kid'][group]:.3g}" for group in groups]
             lines.append([recipe, seed, share, facts["refusal"] or "no", *kid, f"{facts['copies']['rate']:.3f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown(heads, lines) + "\n"
 
 
 def _sheet(work: Path, seed: str, path: Path, columns: int = 16, tile: int = 64) -> None:

@@ -1,12 +1,16 @@
-"""What every benchmark shares: results as JSON that say how they came about."""
+"""What every benchmark shares: results as JSON that say how they came about, intervals over seeds, and tables."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
 
 from evenhand.audit.frame import Estimate
 from evenhand.cohorts.cohort import Cohort
@@ -43,6 +47,31 @@ def with_joint(cohort: Cohort, invisible: Sequence[str] = ()) -> Cohort:
 def number(found: Estimate | float) -> float:
     """A distance as a number, whether its measure gives an interval with it or not."""
     return found.value if isinstance(found, Estimate) else found
+
+
+def interval(values: np.ndarray) -> dict[str, float | None]:
+    """Mean of paired differences, with a 95 % t interval."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(student.isf(0.025, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{np.mean(values):.3g}" + (f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "")
+
+
+def with_interval(found: Mapping[str, float | None]) -> str:
+    """A mean and its interval, where there is one."""
+    bounds = "" if found["low"] is None else f" [{found['low']:.3g}, {found['high']:.3g}]"
+    return f"{found['mean']:.3g}{bounds}"
 
 
 def _without_roots(value: Any) -> Any:

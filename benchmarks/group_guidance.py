@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_result
+from common import interval, write_result
 from fair_training import METHODS, WORLDS, condition_auc
-from leaderboard import interval
 
 from evenhand.audit.fidelity import frechet_distance, kernel_distance
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import interval, markdown, spread, with_interval
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import write_atomically
@@ -36,55 +35,33 @@ def against_uniform(found: Found) -> dict[str, Any]:
     return differences
 
 
-def interval(values: np.ndarray) -> dict[str, float | None]:
-    """Mean of paired differences, with a 95 % t interval."""
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return {"mean": mean, "low": None, "high": None}
-    half = float(student.isf(0.025, n - 1) * values.std(ddof=1) / math.sqrt(n))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def tables(found: Found, against: Mapping[str, Any], floor: Mapping[str, Any] | None) -> str:
     """Distances, condition AUC by group, and paired differences to uniform; markdown."""
     some = next(iter(next(iter(found.values())).values()))
     groups = sorted(some["auc"])
     parts = [
         f"Mean ± standard deviation over seeds. Rare group: {some['rare']}, largest: {some['major']}; {some['n']} images of each a side.",
-        _rows(
+        markdown(
             ["method (seeds)", *_DISTANCES.values()],
             [[f"{method} ({len(runs)})", *_spreads(runs, _DISTANCES)] for method, runs in found.items()]
             + ([["two samples of one law", *(f"{floor[key]:.3g}" for key in _DISTANCES)]] if floor else []),
         ),
         "AUC of the condition, as a classifier of real images reads it from generated ones.",
-        _rows(["method", *groups, "gap"], [
-            *([method, *(_spread([run["auc"][group] for run in runs.values()]) for group in groups), *_spreads(runs, ["auc_gap"])]
+        markdown(["method", *groups, "gap"], [
+            *([method, *(spread([run["auc"][group] for run in runs.values()]) for group in groups), *_spreads(runs, ["auc_gap"])]
               for method, runs in found.items()),
             ["real images", *(f"{some['auc_real'][group]:.3g}" for group in groups),
              f"{max(some['auc_real'].values()) - min(some['auc_real'].values()):.3g}"],
         ]),
         "Difference to uniform with the same seed, and its 95 % interval.",
-        _rows(["method (pairs)", *(_DISTANCES.get(key, "AUC gap") for key in _PAIRED)],
-              [[f"{method} ({pairs['seeds']})", *(_paired(pairs[key]) for key in _PAIRED)] for method, pairs in against.items()]),
+        markdown(["method (pairs)", *(_DISTANCES.get(key, "AUC gap") for key in _PAIRED)],
+              [[f"{method} ({pairs['seeds']})", *(with_interval(pairs[key]) for key in _PAIRED)] for method, pairs in against.items()]),
     ]  # fmt: skip
-    return "\n".join(parts)
-
-
-def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n" + "\n".join("| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _spreads(runs: Mapping[str, Any], keys: Sequence[str] | Mapping[str, str]) -> list[str]:
-    return [_spread([run[key] for run in runs.values()]) for key in keys]
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3g}" + (f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "")
-
-
-def _paired(found: Mapping[str, float | None]) -> str:
-    bounds = "" if found["low"] is None else f" [{found['low']:.3g}, {found['high']:.3g}]"
-    return f"{found['mean']:.3g}{bounds}"
+    return [spread([run[key] for run in runs.values()]) for key in keys]
 
 
 def write_sheet(path: Path, drawn: Mapping[str, Cohort], attribute: str) -> None:

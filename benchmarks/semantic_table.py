@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, write_result
+from common import RESULTS, markdown, write_result
 from fair_training import METHODS, WORLDS
 
 from evenhand.audit.correlation import SemanticSettings, semantic_correlation
@@ -72,7 +72,7 @@ def _plain(result: SemanticResult) -> dict[str, Any]:
 def _table(results: dict[str, SemanticResult]) -> str:
     """One row a model, label, value, architecture and attribute: real-trained -> generated-trained."""
     heads = ["model", "label", "architecture", "attribute", "AUC", "worst group's AUC", "ES-AUC", "DPD", "EOD"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for method, result in results.items():
         for table in result.tables:
             worst = [min((getattr(row, side).value for row in table.rows if getattr(row, side).value is not None), default=None)
@@ -82,7 +82,7 @@ def _table(results: dict[str, SemanticResult]) -> str:
             ]
             label = f"{table.label}={table.value}"
             lines.append([method, label, table.arch, table.attribute, cells[0], _both(*worst), *cells[1:]])
-    return "Real-trained → generated-trained.\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return f"Real-trained → generated-trained.\n\n{markdown(heads, lines)}\n"
 
 
 def _both(before: float | None, after: float | None) -> str:

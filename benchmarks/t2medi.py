@@ -20,7 +20,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from common import RESULTS, write_result
+from common import RESULTS, markdown, write_result
 
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.tune import align
@@ -248,13 +248,13 @@ def _measured(world: Path, name: str, made: Cohort, seed: int) -> dict[str, Any]
 
 def _table(found: dict[str, Any]) -> str:
     heads = ["seed", "", "male, oracle", "male, judge", "valid", "tumour follows"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for seed, run in found.items():
         for when in ("before", "after"):
             facts = run[when]
             judge = f"{facts['judge_male']:.3f} [{facts['judge_low']:.3f}, {facts['judge_high']:.3f}]"
             lines.append([seed, when, f"{facts['oracle_male']:.3f}", judge, f"{facts['valid']:.3f}", f"{facts['follows']:.3f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown(heads, lines) + "\n"
 
 
 if __name__ == "__main__":
