@@ -42,6 +42,7 @@ from evenhand.training.loop import train
 from evenhand.training.settings import TrainSettings
 
 FOLDS, SOLVER_STEPS, GUIDANCE = 5, 20, 1.5
+RATE = 7e-4  # of the model; an alignment learns at half of it
 RECIPES: dict[str, dict[str, Any]] = {"source": {"exemplars": "skewed"}, "own": {}}
 SKEW = 0.8  # share of the common group in what the model learns from
 
@@ -114,7 +115,7 @@ def _prepare(source: str, world: World, work: Path) -> None:
     if not (run / "model").exists():
         train(
             TrainSettings(
-                model=str(work / "initial"), cohort=work / "skewed", out=run, steps=world.steps, batch_size=32, learning_rate=7e-4,
+                model=str(work / "initial"), cohort=work / "skewed", out=run, steps=world.steps, batch_size=32, learning_rate=RATE,
                 warmup=50, ema=0.995, timesteps="logit-normal", schedule="cosine", checkpoint_every=100,
                 resume=(run / "config.yaml").exists(),
             )
@@ -175,12 +176,13 @@ def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tup
         AlignSettings(
             model=str(work / "run"), guide=[work / "classifiers" / "guide"], held_out_guide=[work / "classifiers" / "held-out"],
             target=f"{world.attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups), prompts=str(work / "skewed"),
-            out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, seed=seed, resume=(out / "config.yaml").exists(), **changes,
+            out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, learning_rate=RATE / 2, seed=seed,
+            resume=(out / "config.yaml").exists(), **changes,
         )
     )  # fmt: skip
     if result.interrupted:
         raise SystemExit("interrupted and saved; the same command goes on")
-    return out, {"iterations": result.iterations, "kept": result.kept, "distance": result.distance, "certified": result.certified}
+    return out, {"iterations": result.iterations, "scale": result.scale, "distance": result.distance, "certified": result.certified}
 
 
 def _drawn(model: Path, out: Path, work: Path, n: int, seed: int) -> Cohort:
