@@ -354,6 +354,13 @@ def test_a_run_killed_between_its_end_and_its_model_only_publishes(settings: Any
     assert again.iterations == 2 and again.model is not None and len(log(again.run)) == 2
 
 
+def test_distillation_logs_how_images_change(settings: Any) -> None:
+    """It learns no consistency; the model's own CLIP says what became of it."""
+    result = align(settings(**DISTILL, target=within_reach(settings), iterations=4, validate_every=2, ema=0.0, learning_rate=0.03))
+    first, last = [line["validation"]["consistency"] for line in log(result.run) if "validation" in line]
+    assert 0 < last < first < 1 - 1e-6
+
+
 def test_without_consistency_no_encoder_is_wanted(settings: Any, tiny: Path, tmp_path: Path) -> None:
     """A Stable Diffusion folder has no image encoder of its own."""
     bare = tmp_path / "bare"

@@ -22,7 +22,7 @@ from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.progress import console
 from evenhand.models.encoders import Encoder
-from evenhand.models.pipelines import clip_of
+from evenhand.models.pipelines import clip_of, has_clip
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort, or give --own-images")
     if settings.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {settings.batch_size}: not a multiple of the {accelerator.num_processes} processes")
-    paths = settings.consistency_encoder or ([clip_of(settings.model)] if settings.consistency else [])
-    encoders = [Encoder.load(path).to(accelerator.device) for path in paths]
+    encoders = [Encoder.load(path).to(accelerator.device) for path in _encoders(settings)]
     for encoder in encoders:
         encoder.model.requires_grad_(False)
     fingerprint = {
@@ -101,6 +100,13 @@ def _warn_of(prompts: Sequence[str], guides: Guides, consequence: str) -> None:
             f"[yellow]warning[/]: {len(stated)} of {len(prompts)} prompts state a group of {', '.join(guides.groups)} ({stated[0]!r}): "
             + consequence
         )
+
+
+def _encoders(settings: AlignSettings) -> list[Path]:
+    """Those that consistency is learnt by; where none is, the model's own CLIP, if it has one, still says in the log how images change."""
+    if settings.consistency_encoder:
+        return settings.consistency_encoder
+    return [clip_of(settings.model)] if settings.consistency or has_clip(settings.model) else []
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -101,21 +101,25 @@ def save_pipeline(pipeline: DiffusionPipeline, path: Path) -> None:
         pipeline.save_pretrained(folder, safe_serialization=True)
 
 
+def has_clip(model: str | Path) -> bool:
+    """Whether the folder of the CLIP model that tiny models are made with is there."""
+    return (model_folder(model) / CLIP_FOLDER).is_dir()
+
+
 def clip_of(model: str | Path) -> Path:
     """The folder of the CLIP model, text and vision, that tiny models are made with.
 
     Raises:
         UserError: the model has none.
     """
-    folder = model_folder(model) / CLIP_FOLDER
-    if not folder.is_dir():
+    if not has_clip(model):
         raise UserError(f"{model}: holds no image encoder of its own; name a CLIP or DINOv2 folder with --consistency-encoder")
-    return folder
+    return model_folder(model) / CLIP_FOLDER
 
 
 def keep_clip(model: str | Path, folder: Path) -> None:
     """Copy the CLIP model of ``model``, where it has one, beside what was made of it."""
-    if (model_folder(model) / CLIP_FOLDER).is_dir():
+    if has_clip(model):
         shutil.copytree(model_folder(model) / CLIP_FOLDER, folder / CLIP_FOLDER)
 
 
