@@ -28,6 +28,8 @@ from evenhand.report.html import write_report
 from evenhand.training.loop import train
 from evenhand.training.settings import TrainSettings
 
+TRAIN_RATE = 1e-3
+
 
 class QuickstartSettings(Settings):
     """Sizes of the story; the defaults take some minutes on two cores."""
@@ -49,7 +51,7 @@ class QuickstartSettings(Settings):
     guide_steps: int = Field(150, ge=1)
     align_form: Literal["distill", "kl", "transport"] = "distill"
     align_iterations: int = Field(150, ge=1)
-    validation_images: int = Field(300, ge=20)
+    validation_images: int = Field(400, ge=20)
     seed: int = 0
 
 
@@ -119,7 +121,7 @@ def _model(settings: QuickstartSettings, out: Path) -> None:
                 out=out / "run",
                 steps=settings.train_steps,
                 batch_size=settings.train_batch,
-                learning_rate=1e-3,
+                learning_rate=TRAIN_RATE,
                 warmup=min(100, settings.train_steps),
                 schedule="cosine",
                 ema=0.995,
@@ -194,8 +196,8 @@ def _aligned(settings: QuickstartSettings, out: Path) -> None:
                 form=settings.align_form,
                 solver_steps=settings.solver_steps,
                 guidance_scale=settings.guidance_scale,
-                exemplars=out / "real" if settings.align_form == "distill" else None,
                 iterations=settings.align_iterations,
+                **({"exemplars": out / "real", "learning_rate": TRAIN_RATE / 2} if settings.align_form == "distill" else {}),
                 validation_images=settings.validation_images,
                 certified_images=0,
                 seed=settings.seed,

@@ -332,6 +332,26 @@ def test_distillation_slows_to_a_halt_and_is_scaled_to_the_target(settings: Any,
         torch.testing.assert_close(weight, untuned[name] + 0.83 * (last[name] - untuned[name]))
 
 
+def test_a_lora_is_scaled_as_well(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second factor begins at 0, so half of the way is half of it."""
+    target = within_reach(settings)
+    male = float(target.split(":")[1].split(",")[0])
+    off = {"iteration-0000": 0.1, "iteration-0002": -0.1, "scale-0.50": 0.0}
+    monkeypatch.setattr(
+        Validation, "standing", lambda _, unet, sheet: Standing(*[np.array([male + off[sheet], 1 - male - off[sheet]])] * 2, None)
+    )
+    result = align(settings(**DISTILL, target=target, iterations=2, validate_every=2, lora=2))
+    assert result.scale == 0.5
+    last = load_file(result.run / "checkpoints" / "step-00000002" / "averages.safetensors")
+    published = load_file(result.run / "lora" / "pytorch_lora_weights.safetensors")
+    sizes = [
+        sorted(float(weight.norm()) for name, weight in weights.items() if part in name)
+        for weights, part in ((last, "lora_B"), (published, "lora.up"))
+    ]
+    assert min(sizes[0]) > 0
+    np.testing.assert_allclose(sizes[1], 0.5 * np.array(sizes[0]), rtol=1e-5)
+
+
 def test_own_images_survive_a_kill_and_resume_to_the_bit(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {**DISTILL, "target": within_reach(settings)}
     whole = align(settings("whole", **changes))
