@@ -281,21 +281,18 @@ def align(
     model: Annotated[str | None, typer.Option(help="Diffusers folder, run folder, or hub id.")] = None,
     guide: Annotated[list[Path] | None, typer.Option(help="Classifier that guides; may be given several times.")] = None,
     held_out_guide: Annotated[
-        list[Path] | None, typer.Option(help="Classifier that tells when to stop. [default: the last --guide of each attribute]")
+        list[Path] | None, typer.Option(help="Classifier that tells how far to go. [default: the last --guide of each attribute]")
     ] = None,
     target: Annotated[str | None, typer.Option(help='A cohort, whose mix is used, or "sex=male:0.5,female:0.5".')] = None,
     prompts: Annotated[str | None, typer.Option(help="A cohort, or a text file with one prompt a line.")] = None,
     within: Annotated[str | None, typer.Option(help="Column of that cohort: the target holds within each of its values.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Of a cascade: base or super-resolution. [default: base]")] = None,
     form: Annotated[
         Literal["distill", "kl", "transport"] | None,
         typer.Option(help="Learn images in the target mix, or pull every batch towards it. [default: distill]"),
     ] = None,
     own_images: Annotated[int | None, typer.Option(help="Drawn by the model before it is tuned. [default: 1200; kl, transport: 0]")] = None,
-    exemplars: Annotated[
-        Path | None, typer.Option(help="A cohort to learn from instead, such as the model's own training images; guides read it.")
-    ] = None,
+    exemplars: Annotated[Path | None, typer.Option(help="A cohort to learn from instead, such as the model's own training images.")] = None,
     path: Annotated[
         Literal["adjusted", "truncated", "full"] | None, typer.Option(help="How gradient reaches the denoiser. [default: adjusted]")
     ] = None,
@@ -306,7 +303,7 @@ def align(
         int | None, typer.Option(help="Images an iteration, over all processes. [default: 64; kl, transport: 24]")
     ] = None,
     iterations: Annotated[int | None, typer.Option(help="[default: 300; kl, transport: at most 60]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-4; kl, transport: 2e-5]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: 5e-5; kl, transport: 2e-5]")] = None,
     consistency: Annotated[float | None, typer.Option(help="Weight of CLIP-consistency. [default: 0; kl, transport: 1]")] = None,
     consistency_encoder: Annotated[list[Path] | None, typer.Option(help="CLIP or DINOv2 folder. [default: the model's own CLIP]")] = None,
     anchor: Annotated[float | None, typer.Option(help="Weight of real images, else own, in norms of the gradient. [default: 0]")] = None,
@@ -330,7 +327,7 @@ def align(
         raise typer.Exit(143)
     if _first_rank():
         if not result.reached:
-            console.print(f"[yellow]warning[/]: the nearest to the target, iteration {result.kept}, is {result.distance:.3f} from it")
+            console.print(f"[yellow]warning[/]: {result.shortfall}")
         print(f"{result.model}")
 
 

@@ -174,7 +174,9 @@ def _audited(settings: QuickstartSettings, out: Path, name: str, result: str, ju
 def _aligned(settings: QuickstartSettings, out: Path) -> None:
     """Two guides on subjects of their own, then the tuning."""
     attribute, target = _first_attribute(settings)[0], _equal_shares(settings)
-    _say(f"5. the alignment to {target}: one classifier guides, another one tells when to stop, the audit's judge takes no part")
+    _say(
+        f"5. the alignment to {target}: the model learns its images in that mix, a classifier tells how far to go; the judge takes no part"
+    )
     guides = [out / "guides" / name for name in ("guide", "held-out")]
     for place, guide in enumerate(guides, start=1):
         cohort = out / "guides" / f"{guide.name}-cohort"

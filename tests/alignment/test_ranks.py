@@ -13,12 +13,25 @@ from safetensors.torch import load_file
 from evenhand.alignment.exemplars import OWN_FILE
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.tune import align
+from evenhand.alignment.validation import Validation
+from evenhand.core.artifacts import read_json
 from evenhand.core.errors import UserError
 from evenhand.models.classifiers import ClassifierSettings, train_classifier
 
 
 def _align(settings: dict[str, Any]) -> None:
-    align(AlignSettings(**settings))
+    """Every rank is to draw its part with the weights that are kept."""
+    standing, certified = Validation.standing, Validation.certified
+
+    def same(unet: torch.nn.Module, validation: Validation) -> None:
+        size = torch.stack([parameter.detach().double().norm() for parameter in unet.parameters()]).sum()
+        sizes = validation.drawing.accelerator.gather(size)
+        assert sizes.min() == sizes.max(), sizes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Validation, "standing", lambda self, unet, sheet: (same(unet, self), standing(self, unet, sheet))[1])
+        patch.setattr(Validation, "certified", lambda self, unet, n: (same(unet, self), certified(self, unet, n))[1])
+        align(AlignSettings(**settings))
 
 
 @pytest.mark.parametrize("form", ["transport", "distill"])
@@ -45,4 +58,9 @@ def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, cla
     first, second_ = (load_file(path) for path in checkpoints)
     for name, weights in first.items():
         torch.testing.assert_close(second_[name], weights, rtol=1e-3, atol=1e-4)  # a tenth of a step: sums over ranks are ordered otherwise
-    assert (both.out / "model" / "evenhand.json").is_file()
+    published = [load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (one.run, both.out)]
+    for name, weights in published[0].items():
+        torch.testing.assert_close(published[1][name], weights, rtol=1e-3, atol=1e-4)
+    alone, together = (read_json(folder / "model" / "evenhand.json") for folder in (one.run, both.out))
+    for key in ("kept", "certified"):
+        assert together[key] == alone[key]

@@ -1,4 +1,4 @@
-"""How far to go along the way that was learnt: literals, and a run whose mix is known at every scale."""
+"""How far to go along the way that was learnt: literals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from evenhand.alignment.scaling import LARGEST, between, likely_scale
+from evenhand.alignment.scaling import between, likely_scale
+from evenhand.alignment.settings import LARGEST_SCALE
 
 HALF = np.array([0.5, 0.5])
 
@@ -21,7 +22,7 @@ def male(share: float) -> np.ndarray:
         ({0.0: male(0.8), 1.0: male(0.5)}, 1.0),
         ({0.0: male(0.8), 1.0: male(0.4)}, 0.75),  # it went past the target
         ({0.0: male(0.8), 1.0: male(0.55)}, 1.2),  # it fell short of it
-        ({0.0: male(0.8), 1.0: male(0.7)}, LARGEST),
+        ({0.0: male(0.8), 1.0: male(0.7)}, LARGEST_SCALE),
         ({0.0: male(0.8), 0.75: male(0.56), 1.0: male(0.4)}, 0.84),  # .75 + .25 * .06 / .16 = .844
         ({0.0: male(0.8), 1.0: male(0.8)}, 1.0),  # nothing moves: the tuned weights
         ({0.0: male(0.5), 1.0: male(0.3)}, 0.0),

@@ -64,7 +64,10 @@ def settings(tiny: Path, guides: list[Path], silent: Path, tmp_path: Path) -> An
 
 
 def log(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    """What iterations left; the first line is of where the model stood before."""
+    first, *rest = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert first["iteration"] == 0 and first["validation"]["distance"] >= 0
+    return rest
 
 
 @pytest.mark.parametrize(("form", "path"), [("kl", "adjusted"), ("transport", "adjusted"), ("kl", "truncated"), ("kl", "full")])
@@ -170,8 +173,10 @@ def test_guides_that_cannot_guide_are_refused(settings: Any, guides: list[Path],
         align(settings(guide=[changed(guides[0], tmp_path / "unmeasured", auc=None), guides[1]]))
     with pytest.raises(UserError, match="its groups of sex are man, woman"):
         align(settings(guide=[guides[0], changed(guides[1], tmp_path / "other", groups=["man", "woman"])]))
-    with pytest.raises(UserError, match="guides as well"):
+    with pytest.raises(UserError, match="given twice"):
         align(settings(guide=guides, held_out_guide=[guides[0]]))
+    with pytest.raises(UserError, match="given twice"):
+        align(settings(guide=[guides[0], guides[0]]))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -217,6 +222,21 @@ def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"form": "distill", "consistency": 0, "own_images": 60, "anchor": 1.0}, "name the real images with --anchor-cohort$"),
+        ({"anchor": 1.0}, "--anchor-cohort, or give --own-images"),
+        ({"anchor": 1.0, "anchor_cohort": "brain", "own_images": 30}, "so own ones would do nothing"),
+    ],
+)
+def test_an_anchor_without_images_or_with_two_kinds_is_refused(settings: Any, brain: Path, changes: dict[str, Any], message: str) -> None:
+    if "anchor_cohort" in changes:
+        changes = {**changes, "anchor_cohort": brain}
+    with pytest.raises(UserError, match=message):
+        align(settings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"form": "distill", "own_images": 0}, "nothing to learn from"),
         ({"form": "distill", "consistency": 1.0}, "so consistency would do nothing"),
         ({"form": "distill", "path": "truncated"}, "so path would do nothing"),
@@ -227,6 +247,9 @@ def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Pat
         ({"form": "distill", "consistency": 0, "exemplars": "cohort", "early": 0.3}, "so early would do nothing"),
         ({"form": "kl", "own_images": 50}, "they only anchor"),
         ({"path": "truncated", "carrying": "first:2"}, "write carrying last:K"),
+        ({"form": "transport", "memory": 0.1}, "so memory would do nothing"),
+        ({"early": 0.3}, "so early would do nothing"),
+        ({"form": "distill", "consistency": 0, "real_mix": "own"}, "so real_mix would do nothing"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: Any, changes: dict[str, Any], message: str) -> None:
@@ -236,7 +259,7 @@ def test_settings_that_contradict_each_other(settings: Any, changes: dict[str, A
 
 def test_defaults_go_by_form() -> None:
     base = {"model": "m", "guide": ["g"], "target": "sex=male:1", "prompts": "p", "out": "o"}
-    assert AlignSettings(**base).own_images == 1200 and AlignSettings(**base).learning_rate == 2e-4
+    assert AlignSettings(**base).own_images == 1200 and AlignSettings(**base).learning_rate == 5e-5
     pulled = AlignSettings(**base, form="kl", ema=0.5)
     assert (pulled.own_images, pulled.learning_rate, pulled.consistency, pulled.ema) == (0, 2e-5, 1.0, 0.5)
 
@@ -309,14 +332,20 @@ def test_noise_levels_cover_every_run_of_places(settings: Any, monkeypatch: pyte
 
 def test_distillation_slows_to_a_halt_and_is_scaled_to_the_target(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last weights went past the target by a quarter of their way; a second look finds where the target is."""
-    target, real = within_reach(settings), Validation.standing
+    target, real, count, seen = within_reach(settings), Validation.standing, Validation.certified, dict[str, Any]()
     male = float(target.split(":")[1].split(",")[0])
     off = {"iteration-0000": 0.3, "iteration-0002": 0.1, "iteration-0004": -0.1, "scale-0.75": 0.05, "scale-0.83": 0.004}
 
     def standing(validation: Validation, unet: torch.nn.Module, sheet: str) -> Standing:
         real(validation, unet, sheet)
+        seen[sheet] = {name: weight.clone() for name, weight in unet.state_dict().items()}
         return Standing(*[np.array([male + off[sheet], 1 - male - off[sheet]])] * 2, None)
 
+    def certified(validation: Validation, unet: torch.nn.Module, n: int) -> np.ndarray:
+        seen["certified"] = {name: weight.clone() for name, weight in unet.state_dict().items()}
+        return count(validation, unet, n)
+
+    monkeypatch.setattr(Validation, "certified", certified)
     monkeypatch.setattr(Validation, "standing", standing)
     result = align(settings(**DISTILL, target=target, iterations=4, validate_every=2, tolerance=0.02, warmup=0))
     assert result.iterations == result.kept == 4 and result.scale == pytest.approx(0.83) and result.reached
@@ -329,11 +358,13 @@ def test_distillation_slows_to_a_halt_and_is_scaled_to_the_target(settings: Any,
     untuned = load_file(Path(settings().model) / "unet" / "diffusion_pytorch_model.safetensors")
     published = load_file(result.model / "unet" / "diffusion_pytorch_model.safetensors")
     for name, weight in published.items():
-        torch.testing.assert_close(weight, untuned[name] + 0.83 * (last[name] - untuned[name]))
+        for scale, sheet in ((0.0, "iteration-0000"), (1.0, "iteration-0004"), (0.75, "scale-0.75"), (0.83, "scale-0.83")):
+            torch.testing.assert_close(seen[sheet][name], untuned[name] + scale * (last[name] - untuned[name]))
+        assert torch.equal(weight, seen["scale-0.83"][name]) and torch.equal(weight, seen["certified"][name])
 
 
-def test_a_lora_is_scaled_as_well(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its second factor begins at 0, so half of the way is half of it."""
+def test_a_lora_is_scaled_along_a_line(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what it adds, and so half of what diffusers adds of it."""
     target = within_reach(settings)
     male = float(target.split(":")[1].split(",")[0])
     off = {"iteration-0000": 0.1, "iteration-0002": -0.1, "scale-0.50": 0.0}
@@ -342,14 +373,34 @@ def test_a_lora_is_scaled_as_well(settings: Any, monkeypatch: pytest.MonkeyPatch
     )
     result = align(settings(**DISTILL, target=target, iterations=2, validate_every=2, lora=2))
     assert result.scale == 0.5
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     last = load_file(result.run / "checkpoints" / "step-00000002" / "averages.safetensors")
-    published = load_file(result.run / "lora" / "pytorch_lora_weights.safetensors")
-    sizes = [
-        sorted(float(weight.norm()) for name, weight in weights.items() if part in name)
-        for weights, part in ((last, "lora_B"), (published, "lora.up"))
-    ]
-    assert min(sizes[0]) > 0
-    np.testing.assert_allclose(sizes[1], 0.5 * np.array(sizes[0]), rtol=1e-5)
+    first, second = (last[next(key for key in last if key.startswith(name) and part in key)] for part in ("lora_A", "lora_B"))
+    published, untuned = (
+        load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors")[f"{name}.weight"]
+        for folder in (result.model, settings().model)
+    )
+    assert float(second.norm()) > 0
+    torch.testing.assert_close(published, untuned + 0.5 * second @ first)
+
+
+@pytest.mark.parametrize(
+    ("after", "scale", "said"), [(0.2, 0.0, "the model is as it was"), (0.09, 1.25, "raise --iterations or --learning")]
+)
+def test_a_target_out_of_reach_is_said(after: float, scale: float, said: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuning that leads away from it, and one that hardly moves."""
+    target = within_reach(settings)
+    male = float(target.split(":")[1].split(",")[0])
+    off = {"iteration-0000": 0.1, "iteration-0002": after, "scale-1.25": 0.0875}
+    monkeypatch.setattr(
+        Validation, "standing", lambda _, unet, sheet: Standing(*[np.array([male + off[sheet], 1 - male - off[sheet]])] * 2, None)
+    )
+    result = align(settings(**DISTILL, target=target, iterations=2, validate_every=2))
+    assert not result.reached and result.scale == scale and said in result.shortfall
+    untuned, published = (
+        load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors") for folder in (settings().model, result.model)
+    )
+    assert all(torch.equal(untuned[name], weight) for name, weight in published.items()) == (scale == 0)
 
 
 def test_own_images_survive_a_kill_and_resume_to_the_bit(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,12 +417,18 @@ def test_own_images_survive_a_kill_and_resume_to_the_bit(settings: Any, monkeypa
     assert all(torch.equal(first[name], second[name]) for name in first) and log(whole.run) == log(parts.run)
 
 
-def test_a_run_killed_between_its_end_and_its_model_only_publishes(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["kl", "distill"])
+def test_a_run_killed_between_its_end_and_its_model_only_publishes(form: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"iterations": 20, "tolerance": 1.0} if form == "kl" else {**DISTILL, "target": within_reach(settings), "iterations": 2}
+    whole = align(settings("whole", **changes))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tune, "publish", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
-        align(settings(tolerance=1.0, iterations=20))
-    again = align(settings(tolerance=1.0, iterations=20, resume=True))
-    assert again.iterations == 2 and again.model is not None and len(log(again.run)) == 2
+        align(settings(**changes))
+    again = align(settings(**changes, resume=True))
+    assert again.iterations == 2 and len(log(again.run)) == 2
+    assert (again.scale, again.distance, again.certified) == (whole.scale, whole.distance, whole.certified)
+    first, second = (load_file(result.model / "unet" / "diffusion_pytorch_model.safetensors") for result in (whole, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_distillation_logs_how_images_change(settings: Any) -> None:

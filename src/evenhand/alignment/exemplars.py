@@ -23,7 +23,7 @@ from evenhand.alignment.drawing import Drawing
 from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.state import AlignState
-from evenhand.alignment.targets import tilted_weights
+from evenhand.alignment.targets import tilted_weights, total_variation
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import write_atomically
 from evenhand.core.errors import UserError
@@ -78,7 +78,10 @@ class Exemplars:
             if absent:
                 raise UserError(f"{cohort.root}: no training image shows {absent[0]}, which the target has; give another cohort")
             shown[groups >= 0] = np.eye(len(target))[groups[groups >= 0]]
-        facts = [f"{sha256} {prompt}" for sha256, prompt in zip(images.image_hashes(), images.table["prompt"], strict=True)]
+        read_as = shown.argmax(1)
+        facts = [
+            f"{sha256} {code} {prompt}" for sha256, code, prompt in zip(images.image_hashes(), read_as, images.table["prompt"], strict=True)
+        ]
         weights, read = None, shown.any(axis=1)
         if read.any():
             weights = np.zeros(len(images))
@@ -108,12 +111,12 @@ class Exemplars:
         arrays = load_file(path)
         shown = arrays["shown"].astype(np.float64)
         weights = tilted_weights(shown, target)
-        if (missed := np.abs(weights @ shown - target)).sum() / 2 > _MISSED:
-            worst = int(missed.argmax())
+        if total_variation(weights @ shown, target) > _MISSED:
+            worst = int((target - weights @ shown).argmax())
             group = drawing.classes.groups(guides)[worst]
             raise UserError(
                 f"{settings.model}: however its own {n} images are weighed, {group} is {weights @ shown[:, worst]:.2f} "
-                f"of them by the guides, not {target[worst]:.2f}; draw more (--own-images), or tune it on real images of that group first"
+                f"of them by the guides, not {target[worst]:.2f}; draw more (--own-images, another --out), or tune it on real ones first"
             )
         prompts, codes = np.unique(drawing.sheet("own", 0, range(n)).prompts, return_inverse=True)
         text = torch.stack([drawing.states[prompt] for prompt in (*prompts.tolist(), "")]).float().cpu().numpy()

@@ -35,7 +35,7 @@ def publish(
             "certified": certified,
             "aligned_from": state.model_sha256,
         }
-        write_model(settings.out, settings.model, pipeline, stage_of(pipeline, settings.stage).unet, state.best_weights, facts)
+        write_model(settings.out, settings.model, pipeline, stage_of(pipeline).unet, state.best_weights, facts)
     accelerator.wait_for_everyone()
     return settings.out / "model"
 

@@ -14,13 +14,16 @@ from evenhand.core.config import Settings
 # Settings that may differ between a run and its resumption: they never change what is computed.
 RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "exemplars", "anchor_cohort", "out", "checkpoint_every", "resume")
 
+LARGEST_SCALE = 1.25  # of weights on the line from untuned to tuned ones; beyond it, images suffer
+
 # what differs where images are drawn, read and pulled at every iteration
 _PULLED: dict[str, Any] = {
     "own_images": 0, "batch_size": 24, "iterations": 60, "learning_rate": 2e-5, "consistency": 1.0, "ema": 0.9, "validate_every": 5,
     "validation_images": 500,
 }  # fmt: skip
 _OF_OWN = ("own_images", "early")
-_OF_PULLING = ("path", "carrying", "damping", "confidence", "memory", "consistency")
+_OF_KL = ("confidence", "memory")
+_OF_PULLING = ("path", "carrying", "damping", "consistency", *_OF_KL)
 _CARRYING = re.compile(r"(all|half)|(first|last):(\d+)")
 
 
@@ -34,7 +37,6 @@ class AlignSettings(Settings):
     prompts: str = Field(description="a cohort, whose training prompts are used as they stand, or a text file, one prompt a line")
     within: str | None = Field(None, description="column of the prompts' cohort: the target holds within each of its values")
     out: Path
-    stage: str = Field("base", description="which denoiser of the pipeline is tuned")
     form: Literal["distill", "kl", "transport"] = Field("distill", description="sets the defaults of what is marked *")
     own_images: int = Field(
         1200, ge=0, description="* of the untuned model, drawn before; form distill learns from them, others may by --anchor"
@@ -49,7 +51,7 @@ class AlignSettings(Settings):
     guidance_scale: float = Field(1.0, ge=1)
     batch_size: int = Field(64, ge=2, description="* images an iteration, over all processes")
     iterations: int = Field(300, ge=1, description="*; forms kl and transport may end earlier")
-    learning_rate: float = Field(2e-4, gt=0, description="*")
+    learning_rate: float = Field(5e-5, gt=0, description="*; form distill was measured at half of the rate of the model's training")
     warmup: int = Field(3, ge=0)
     damping: float = Field(0.1, ge=0, description="distance from the target below which steps shrink with it; 0: they do not")
     confidence: float = Field(0.85, gt=0.5, le=1, description="mean certainty that guides are softened to in form kl; 1: they are not")
@@ -91,12 +93,8 @@ class AlignSettings(Settings):
     def _consistent(self) -> Self:
         if self.path == "truncated" and self.carrying is not None and not self.carrying.startswith("last:"):
             raise ValueError("path truncated carries gradient through the last steps; write carrying last:K")
-        if self.form == "distill" and (told := self._told(_OF_PULLING)):
-            raise ValueError(f"form distill pulls no drawn images, so {told} would do nothing; leave it out, or take form kl or transport")
         if self.exemplars is not None and (self.form != "distill" or self.anchor):
             raise ValueError("exemplars are what form distill learns from alone; leave them out, or form and anchor")
-        if self.exemplars is not None and (told := self._told(_OF_OWN)):
-            raise ValueError(f"exemplars take the place of own images, so {told} would do nothing; leave one of both out")
         if self.anchor_cohort is not None and not self.anchor:
             raise ValueError("anchor_cohort is given, and anchor is 0: its images would do nothing; give anchor too")
         if self.form == "distill" and not self.own_images and not self.exemplars:
@@ -107,9 +105,20 @@ class AlignSettings(Settings):
             raise ValueError(f"carrying {self.carrying}: no step of {self.solver_steps} carries gradient")
         return self
 
-    def _told(self, names: tuple[str, ...]) -> str | None:
-        """The first of these settings that is not at its default."""
-        return next((name for name in names if getattr(self, name) != type(self).model_fields[name].default), None)
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Self:
+        idle = (
+            (self.form == "distill", _OF_PULLING, "form distill pulls no drawn images", "take form kl or transport"),
+            (self.form == "transport", _OF_KL, "form transport takes guides and batches as they are", "take form kl"),
+            (self.exemplars is not None, _OF_OWN, "exemplars take the place of own images", "leave exemplars out"),
+            (not self.draws_own, ("early",), "no own images teach", "give own_images"),
+            (self.exemplars is None and not self.anchor, ("real_mix",), "no real images teach", "give exemplars or anchor"),
+        )
+        for holds, names, why, remedy in idle:
+            told = next((name for name in names if getattr(self, name) != type(self).model_fields[name].default), None)
+            if holds and told:
+                raise ValueError(f"{why}, so {told} would do nothing; leave it out, or {remedy}")
+        return self
 
     @property
     def draws_own(self) -> bool:
@@ -138,3 +147,13 @@ class AlignResult:
     certified: dict[str, float] | None  # share of each joint group on fresh seeds
     reached: bool
     interrupted: bool = False
+
+    @property
+    def shortfall(self) -> str:
+        """What to say where the target was not reached, and what to do."""
+        remedy = "raise --tolerance or --iterations"
+        if self.scale == 0:
+            remedy = "no tuned weights came nearer, so the model is as it was; raise --iterations"
+        elif self.scale == LARGEST_SCALE:
+            remedy = "the tuning fell short of it; raise --iterations or --learning-rate"
+        return f"the nearest to the target (iteration {self.kept}, scale {self.scale:.2f}) is {self.distance:.3f} from it; {remedy}"

@@ -48,8 +48,8 @@ class AlignState:
     def create(cls, settings: AlignSettings, target: np.ndarray, accelerator: Accelerator) -> AlignState:
         """Load the model twice: one copy is tuned, one stays as it is."""
         pipeline = tunable_pipeline(settings)
-        stage = stage_of(pipeline, settings.stage)
-        untuned = stage_of(load_pipeline(settings.model), settings.stage).unet
+        stage = stage_of(pipeline)
+        untuned = stage_of(load_pipeline(settings.model)).unet
         untuned.to(accelerator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         learner = Learner.create(
             stage.unet.eval(), accelerator, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, ema=settings.ema,
@@ -143,8 +143,8 @@ class AlignState:
 
 
 def tunable_pipeline(settings: AlignSettings) -> DiffusionPipeline:
-    """The model as it is before alignment, all frozen but what is tuned."""
+    """The model as it is before alignment, all frozen but what is tuned: the first denoiser, which decides who is shown."""
     pipeline = load_pipeline(settings.model)
-    stage = stage_of(pipeline, settings.stage)
+    stage = stage_of(pipeline)
     train_only(pipeline, stage.unet, settings.lora, derive_seed(settings.seed, "lora"))
     return pipeline

@@ -50,10 +50,11 @@ def align(settings: AlignSettings) -> AlignResult:
             work.state.restore(checkpoint, work.fingerprint)
         if accelerator.is_main_process:
             settings.save(settings.out / CONFIG_FILE)
-            drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration)
+            drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration if checkpoint is not None else -1)
+        stop = held.enter_context(StopSignal())
         if settings.draws_own:
             work = replace(work, own=Exemplars.own(work.drawing, work.guides, work.state, work.fingerprint, accelerator))
-        return _run(work, held.enter_context(StopSignal()))
+        return _run(work, stop)
 
 
 def _precision(settings: AlignSettings) -> str:
@@ -69,23 +70,33 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
     )
     with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
         if not state.standing:
-            _validate(work, validation)  # where the model stands before
+            _log(work, {"iteration": 0, **_validate(work, validation)})  # where the model stands before
         while state.iteration < settings.iterations and not state.arrived:  # a run may be killed between its end and its model
             stopping = any_rank(stop.seen, accelerator)
             if not stopping:
                 facts = iterate(work)
                 if state.iteration % settings.validate_every == 0 or state.iteration == settings.iterations:
                     facts |= _validate(work, validation)
-                if accelerator.is_main_process:
-                    append_jsonl(settings.out / "log.jsonl", facts)
+                _log(work, facts)
                 bar.advance(note=f"distance {state.distance:.3f}")
             if stopping or state.arrived or state.iteration == settings.iterations or state.iteration % settings.checkpoint_every == 0:
                 checkpoint = state.snapshot(work.fingerprint)
                 if accelerator.is_main_process:
                     save_checkpoint(settings.out / "checkpoints", checkpoint)
             if stopping:
-                return AlignResult(settings.out, None, state.iteration, 0, 1.0, None, None, reached=False, interrupted=True)
+                return _interrupted(work)
+    if settings.form == "distill" and not keep_scaled(work, validation, stop):
+        return _interrupted(work)
     return _kept(work, validation)
+
+
+def _interrupted(work: Work) -> AlignResult:
+    return AlignResult(work.settings.out, None, work.state.iteration, 0, 1.0, None, None, reached=False, interrupted=True)
+
+
+def _log(work: Work, facts: dict[str, Any]) -> None:
+    if work.accelerator.is_main_process:
+        append_jsonl(work.settings.out / "log.jsonl", facts)
 
 
 def iterate(work: Work) -> dict[str, Any]:
@@ -169,14 +180,12 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
 def _kept(work: Work, validation: Validation) -> AlignResult:
     """Publish the best weights, and count who they draw on fresh seeds."""
     settings, state = work.settings, work.state
-    if settings.form == "distill":
-        keep_scaled(work, validation)
     assert state.best is not None
     work.unet.load_state_dict(state.best_weights, strict=False)
     certified = None
     if settings.certified_images:
-        counts = validation.certified(work.unet, settings.certified_images)
-        certified = dict(zip(work.groups, (counts / counts.sum()).tolist(), strict=True))
+        shares = validation.certified(work.unet, settings.certified_images)
+        certified = dict(zip(work.groups, shares.tolist(), strict=True))
     reached = bool(state.best["distance"] <= settings.tolerance)
     model = publish(settings, state, work.groups, work.guides, work.held_out, certified, work.accelerator)
     scale = state.best.get("scale", 1.0)

@@ -81,12 +81,12 @@ class Validation:
 
     @torch.no_grad()
     def certified(self, unet: torch.nn.Module, n: int) -> np.ndarray:
-        """Counts (C K,) by the held-out guides among ``n`` images of seeds that no step and no validation has seen."""
+        """Shares (C K,) by the held-out guides among ``n`` images of seeds that no step and no validation has seen."""
         found = [
             (places, self._shown(self.held_out, pixels, classes)[:, None].float())
             for places, classes, pixels in self.drawing.images(unet, "certification", n)
         ]
-        return self._counts(self.drawing.whole(found, n).numpy()[:, 0])
+        return self.drawing.classes.settled(self._counts(self.drawing.whole(found, n).numpy()[:, 0]) / n, self.target)
 
     def _shown(self, guides: Guides, pixels: torch.Tensor, classes: np.ndarray) -> torch.Tensor:
         """Joint group (b,) that guides read from each image."""

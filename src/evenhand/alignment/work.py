@@ -21,6 +21,7 @@ from evenhand.alignment.state import AlignState
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.progress import console
+from evenhand.models.classifiers import Classifier
 from evenhand.models.encoders import Encoder
 from evenhand.models.pipelines import clip_of, has_clip
 
@@ -73,8 +74,11 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
             own = images.split("train").table["prompt"].astype(str).tolist()
             _warn_of(own, guides, "silent ones learn little of these images' mix; import them with --prompt-attributes that leave it out")
         real = Exemplars.real(state.stage, images, guides, classes, target, settings, state.model_sha256, accelerator)
-    if settings.anchor and real is None and not settings.draws_own:
-        raise UserError("--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort, or give --own-images")
+    if settings.anchor and real is None and (settings.form == "distill" or not settings.draws_own):
+        other = "" if settings.form == "distill" else ", or give --own-images"
+        raise UserError(f"--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort{other}")
+    if settings.form != "distill" and settings.draws_own and real is not None:
+        raise UserError(f"--own-images {settings.own_images}: real images anchor, so own ones would do nothing; leave one of both out")
     if settings.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {settings.batch_size}: not a multiple of the {accelerator.num_processes} processes")
     encoders = [Encoder.load(path).to(accelerator.device) for path in _encoders(settings)]
@@ -82,7 +86,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         encoder.model.requires_grad_(False)
     fingerprint = {
         "model": state.model_sha256,
-        "guides": ",".join(guide.sha256 for guide in [*guides.all, *held_out.all]),
+        "guides": " ".join(",".join(guide.sha256 for guide in found.all) for found in (guides, held_out)),
         "target mix": json.dumps(dict(zip(classes.groups(guides), target.round(9).tolist(), strict=True))),
         "prompts": _digest(prompts),
         "encoders": ",".join(encoder.sha256 for encoder in encoders),
@@ -116,6 +120,7 @@ def _digest(lines: Iterable[str]) -> str:
 def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, Guides]:
     """Those that guide, and those that tell when to stop: different ones, where there are two of an attribute."""
     guides, held_out = Guides.load(settings.guide), Guides.load(settings.held_out_guide)
+    _refuse_twice([*guides.all, *held_out.all])
     for attribute, found in guides.by_attribute.items():
         if attribute in held_out.by_attribute:
             continue
@@ -131,10 +136,17 @@ def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, 
             raise UserError(
                 f"--held-out-guide {found[0].path}: no guide reads {attribute!r}; {did_you_mean(attribute, guides.by_attribute)}"
             )
-        both = {guide.sha256: guide for guide in guides.by_attribute[attribute]}
-        if settings.held_out_guide and (same := [guide for guide in found if guide.sha256 in both]):
-            raise UserError(f"--held-out-guide {same[0].path}: guides as well; a tuned model fools its guide, so give one that does not")
     return guides, Guides({attribute: held_out.by_attribute[attribute] for attribute in guides.by_attribute})
+
+
+def _refuse_twice(classifiers: Sequence[Classifier]) -> None:
+    seen: set[str] = set()
+    for classifier in classifiers:
+        if classifier.sha256 in seen:
+            raise UserError(
+                f"{classifier.path}: given twice as --guide or --held-out-guide; a tuned model fools what guides it, so give another one"
+            )
+        seen.add(classifier.sha256)
 
 
 def _real_images(settings: AlignSettings) -> Cohort | None:

@@ -21,6 +21,7 @@ from evenhand.engine.ema import Averages
 
 # torch can flatten the optimizer's state too, but then cannot load it where nothing is sharded (a KeyError up to 2.13)
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_EVERYWHERE = StateDictOptions(full_state_dict=True)  # offloaded ones are on the first rank alone
 _PART = StateDictOptions(full_state_dict=True, strict=False)  # a checkpoint holds what is trained, and no more
 _OF = "|"  # between a parameter's name and what the optimizer keeps of it
 
@@ -75,7 +76,7 @@ class Learner:
             model, optimizer = get_model_state_dict(self.denoiser, options=_WHOLE), {}
         tensors = {
             "model": self._trained(model),
-            "averages": self.averaged_weights(),
+            "averages": self._averages(_WHOLE),
             "optimizer": {f"{name}{_OF}{key}": value for name, part in optimizer.get("state", {}).items() for key, value in part.items()},
         }
         facts = {
@@ -86,9 +87,12 @@ class Learner:
         return tensors, facts
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
-        """The averages of the trained parameters, by name, whole even where the model is sharded."""
+        """The averages of the trained parameters, by name, on the CPU: whole, and the same on every rank."""
+        return {name: value.cpu() for name, value in self._averages(_EVERYWHERE).items()}
+
+    def _averages(self, options: StateDictOptions) -> dict[str, torch.Tensor]:
         with self.averages.applied():
-            return {name: value.clone() for name, value in self._trained(get_model_state_dict(self.denoiser, options=_WHOLE)).items()}
+            return {name: value.clone() for name, value in self._trained(get_model_state_dict(self.denoiser, options=options)).items()}
 
     def restore(self, tensors: Tensors, facts: dict[str, Any], run: Path) -> None:
         """Take a snapshot of ``run`` back.
