@@ -300,9 +300,9 @@ def align(
     solver_steps: Annotated[int | None, typer.Option(help="As in generation: the mix moves with it. [default: 20]")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="As in generation. [default: 1]")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images an iteration, over all processes. [default: 64; kl, transport: 24]")
+        int | None, typer.Option(help="Images an iteration, over all processes. [default: 32; kl, transport: 24]")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(help="[default: 300; kl, transport: at most 60]")] = None,
+    iterations: Annotated[int | None, typer.Option(help="[default: 600; kl, transport: at most 60]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: 5e-5; kl, transport: 2e-5]")] = None,
     consistency: Annotated[float | None, typer.Option(help="Weight of CLIP-consistency. [default: 0; kl, transport: 1]")] = None,
     consistency_encoder: Annotated[list[Path] | None, typer.Option(help="CLIP or DINOv2 folder. [default: the model's own CLIP]")] = None,

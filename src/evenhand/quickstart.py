@@ -50,7 +50,7 @@ class QuickstartSettings(Settings):
     guide_images: int = Field(600, ge=20, description="of each of two cohorts that guides are trained on")
     guide_steps: int = Field(150, ge=1)
     align_form: Literal["distill", "kl", "transport"] = "distill"
-    align_iterations: int = Field(150, ge=1)
+    align_iterations: int = Field(300, ge=1)
     validation_images: int = Field(400, ge=20)
     seed: int = 0
 
