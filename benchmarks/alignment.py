@@ -37,15 +37,14 @@ from evenhand.models.tiny import TinySettings, init_tiny_latent
 from evenhand.training.loop import train
 from evenhand.training.settings import TrainSettings
 
-BASE_STEPS, BATCH = 1500, 32
+BASE_STEPS, BATCH, BASE_RATE = 1500, 32, 1e-3
 SOLVER_STEPS = 10
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 TARGET = "sex=male:0.5,female:0.5"
 LORA = "source-lora-8"
 JOINT_TARGET = "sex*age_group=male/young:0.2,male/old:0.3,female/young:0.35,female/old:0.15"
 
-# The rate of form distill is half of that at which the model was trained.
-_DISTILL: dict[str, Any] = {"learning_rate": 5e-4, "validate_every": 600}
+_DISTILL: dict[str, Any] = {"learning_rate": BASE_RATE, "validate_every": 600}
 _SOURCE: dict[str, Any] = {**_DISTILL, "exemplars": "source-silent"}
 # changes to the default alignment towards TARGET; "exemplars" and "anchor_cohort" name cohorts of the seed's world, "guide" classifiers
 RECIPES: dict[str, dict[str, Any]] = {
@@ -134,7 +133,7 @@ def _prepare(world: Path, seed: int) -> None:
         run = world / "base" / "run"
         train(
             TrainSettings(
-                model=str(world / "base" / "initial"), cohort=source, out=run, steps=BASE_STEPS, batch_size=BATCH, learning_rate=1e-3,
+                model=str(world / "base" / "initial"), cohort=source, out=run, steps=BASE_STEPS, batch_size=BATCH, learning_rate=BASE_RATE,
                 warmup=100, schedule="cosine", ema=0.995, seed=seed, resume=(run / "config.yaml").exists(),
             )
         )  # fmt: skip

@@ -42,7 +42,7 @@ from evenhand.training.loop import train
 from evenhand.training.settings import TrainSettings
 
 FOLDS, SOLVER_STEPS, GUIDANCE = 5, 10, 1.5
-RATE = 7e-4  # of the model; an alignment learns at half of it
+RATE = 7e-4  # of the model and of the alignment
 RECIPES: dict[str, dict[str, Any]] = {"source": {"exemplars": "skewed"}, "own": {}}
 SKEW = 0.8  # share of the common group in what the model learns from
 
@@ -176,8 +176,8 @@ def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tup
         AlignSettings(
             model=str(work / "run"), guide=[work / "classifiers" / "guide"], held_out_guide=[work / "classifiers" / "held-out"],
             target=f"{world.attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups), prompts=str(work / "skewed"),
-            out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, learning_rate=RATE / 2, seed=seed,
-            validate_every=300, validation_images=1000,
+            out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, learning_rate=RATE, seed=seed,
+            validate_every=600, validation_images=1000,
             resume=(out / "config.yaml").exists(), **changes,
         )
     )  # fmt: skip

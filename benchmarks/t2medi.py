@@ -46,7 +46,7 @@ BIASED = "sex=male:0.8,female:0.2"
 TARGET = "sex=male:0.5,female:0.5"
 NAMING = 0.3  # share of captions that name the patient
 SOLVER_STEPS, GUIDANCE = 10, 1.5
-RATE = 1e-3  # of the training; the alignment learns at half of it
+RATE = 1e-3  # of the training and of the alignment
 FIGURES = {"brain": 3000, "chest": 1500, "fundus": 1000, "dermoscopy": 500}
 # modality -> how a caption begins, and what it says of each condition
 WORDS: dict[str, tuple[str, str, dict[str, str]]] = {
@@ -212,8 +212,8 @@ def _aligned(world: Path, model: Path, seed: int) -> tuple[Path, dict[str, Any]]
         AlignSettings(
             model=str(model), guide=[world / "classifiers" / name for name in ("guide-0", "guide-1")],
             held_out_guide=[world / "classifiers" / "held-out"], target=str(world / "brats"), prompts=str(world / "prompts.txt"), out=out,
-            exemplars=world / "roco-brain-silent", learning_rate=RATE / 2, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, seed=seed,
-            validate_every=300, validation_images=1000, resume=(out / "config.yaml").exists(),
+            exemplars=world / "roco-brain-silent", learning_rate=RATE, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, seed=seed,
+            validate_every=600, validation_images=1000, resume=(out / "config.yaml").exists(),
         )
     )  # fmt: skip
     if result.interrupted:

@@ -303,7 +303,7 @@ def align(
         int | None, typer.Option(help="Images an iteration, over all processes. [default: 32; kl, transport: 24]")
     ] = None,
     iterations: Annotated[int | None, typer.Option(help="[default: 600; kl, transport: at most 60]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: 5e-5; kl, transport: 2e-5]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: 1e-4; kl, transport: 2e-5]")] = None,
     consistency: Annotated[float | None, typer.Option(help="Weight of CLIP-consistency. [default: 0; kl, transport: 1]")] = None,
     consistency_encoder: Annotated[list[Path] | None, typer.Option(help="CLIP or DINOv2 folder. [default: the model's own CLIP]")] = None,
     anchor: Annotated[float | None, typer.Option(help="Weight of real images, else own, in norms of the gradient. [default: 0]")] = None,

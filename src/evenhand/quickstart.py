@@ -199,7 +199,7 @@ def _aligned(settings: QuickstartSettings, out: Path) -> None:
                 solver_steps=settings.solver_steps,
                 guidance_scale=settings.guidance_scale,
                 iterations=settings.align_iterations,
-                **({"exemplars": out / "real", "learning_rate": TRAIN_RATE / 2} if settings.align_form == "distill" else {}),
+                **({"exemplars": out / "real", "learning_rate": TRAIN_RATE} if settings.align_form == "distill" else {}),
                 validation_images=settings.validation_images,
                 certified_images=0,
                 seed=settings.seed,

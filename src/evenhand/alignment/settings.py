@@ -51,7 +51,7 @@ class AlignSettings(Settings):
     guidance_scale: float = Field(1.0, ge=1)
     batch_size: int = Field(32, ge=2, description="* images an iteration, over all processes")
     iterations: int = Field(600, ge=1, description="*; forms kl and transport may end earlier")
-    learning_rate: float = Field(5e-5, gt=0, description="*; form distill was measured at half of the rate of the model's training")
+    learning_rate: float = Field(1e-4, gt=0, description="*; for form distill, take the rate that the model was trained at")
     warmup: int = Field(3, ge=0)
     damping: float = Field(0.1, ge=0, description="distance from the target below which steps shrink with it; 0: they do not")
     confidence: float = Field(0.85, gt=0.5, le=1, description="mean certainty that guides are softened to in form kl; 1: they are not")
