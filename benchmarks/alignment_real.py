@@ -3,9 +3,10 @@
     EVENHAND_DATA=... python benchmarks/alignment_real.py nih-cxr --work runs/align-nih
 
 Patients are parted: 60 % for the model and its guides, 40 % for the judge. The model learns from the first part, resampled to 80 % of one
-group; two guides learn from halves of its patients. Five judges learn from four fifths of the other patients each, and read the fifth:
-those readings tell how often they err, and correct what their mean reads from generated images. Where the correction cannot be
-trusted, it is refused, and the refusal is the result. Two recipes: learning the images that the model was trained on, and its own.
+group, its autoencoder from all of that part, as public ones know everyone; two guides learn from halves of its patients. Five judges learn
+from four fifths of the other patients each, and read the fifth: those readings tell how often they err, and correct what their mean reads
+from generated images. Where the correction cannot be trusted, it is refused, and the refusal is the result. Two recipes: learning the
+images that the model was trained on, and its own.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class World:
 
 
 WORLDS = {
-    "nih-cxr": World("nih_cxr", "sex", "male", ["view"], 30, 600),
+    "nih-cxr": World("nih_cxr", "sex", "male", ["view"], 30, 1500),
     "ham10000": World("ham10000", "age_group", "<60", None, 6, 1500),
 }
 
@@ -109,7 +110,7 @@ def _prepare(source: str, world: World, work: Path) -> None:
             )
             train_classifier(settings)
     if not (work / "initial").exists():
-        settings_ = TinySettings(cohort=work / "skewed", out=work / "initial", autoencoder_steps=world.autoencoder_steps)
+        settings_ = TinySettings(cohort=work / "labelled", out=work / "initial", autoencoder_steps=world.autoencoder_steps)
         init_tiny_latent(settings_)
     run = work / "run"
     if not (run / "model").exists():
