@@ -256,8 +256,9 @@ def _reading(settings: AlignSettings) -> float:
     log = [json.loads(line) for line in (settings.out / "log.jsonl").read_text().splitlines()]
     validations = [line["validation"] for line in log if "validation" in line]
     scales = read_json(settings.out / "model" / "evenhand.json")["kept"].get("read_at_scale", {})
-    looks = len(validations) + max(0, len(scales) - 2) + (validations[0]["consistency"] is not None)  # which wants untuned images drawn
-    images = looks * settings.validation_images + settings.certified_images
+    looks = len(validations) + max(0, len(scales) - 2)
+    compared = 500 if validations[0]["consistency"] is not None else 0  # drawn by the untuned model once more
+    images = looks * settings.validation_images + compared + settings.certified_images
     return images * settings.solver_steps / (BASE_STEPS * BATCH * 3)
 
 

@@ -20,6 +20,7 @@ from evenhand.models.tensors import to_array
 
 PARTED = 0.1  # total variation between guide and held-out guide, beyond which: the guide is being fooled
 _SHOWN = 12
+_COMPARED = 500  # images whose nearness to the untuned model's is told
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Validation:
         folder: Path,
     ) -> Validation:  # fmt: skip
         """Draw the untuned model's images once."""
-        n = drawing.settings.validation_images
+        n = min(drawing.settings.validation_images, _COMPARED)
         features = torch.zeros(n, 0)
         if encoders:
             drawn = drawing.images(untuned, "validation", n)
@@ -71,13 +72,12 @@ class Validation:
             if places[0] == 0:
                 write_sheet(self.folder / f"{sheet}.png", pixels[:_SHOWN])
             read = [self._shown(guides, pixels, classes) for guides in (self.guides, self.held_out)]
-            if self.encoders:
-                read.append(F.cosine_similarity(embed(self.encoders, pixels), self.untuned[places].to(pixels.device)))
-            found.append((places, torch.stack(read, dim=1)))
+            found.append((places, torch.stack([*read, self._nearness(places, pixels)], dim=1)))
         rows = self.drawing.whole(found, n).numpy()
         guide, held_out = (self._counts(rows[:, i]) / n for i in (0, 1))
         settled = self.drawing.classes.settled
-        return Standing(settled(guide, self.target), settled(held_out, self.target), float(rows[:, 2].mean()) if self.encoders else None)
+        nearness = float(rows[: len(self.untuned), 2].mean()) if self.encoders else None
+        return Standing(settled(guide, self.target), settled(held_out, self.target), nearness)
 
     @torch.no_grad()
     def certified(self, unet: torch.nn.Module, n: int) -> np.ndarray:
@@ -87,6 +87,13 @@ class Validation:
             for places, classes, pixels in self.drawing.images(unet, "certification", n)
         ]
         return self.drawing.classes.settled(self._counts(self.drawing.whole(found, n).numpy()[:, 0]) / n, self.target)
+
+    def _nearness(self, places: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
+        """Cosine (b,) to the untuned model's images of these places; 0 of those that are not compared."""
+        found, rows = pixels.new_zeros(len(places)), np.flatnonzero(places < len(self.untuned))
+        if self.encoders and len(rows):
+            found[rows] = F.cosine_similarity(embed(self.encoders, pixels[rows]), self.untuned[places[rows]].to(pixels.device))
+        return found
 
     def _shown(self, guides: Guides, pixels: torch.Tensor, classes: np.ndarray) -> torch.Tensor:
         """Joint group (b,) that guides read from each image."""
