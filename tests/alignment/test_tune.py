@@ -385,13 +385,13 @@ def test_a_lora_is_scaled_along_a_line(settings: Any, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("after", "scale", "said"), [(0.2, 0.0, "the model is as it was"), (0.09, 1.25, "raise --iterations or --learning")]
+    ("after", "scale", "said"), [(0.2, 0.0, "the model is as it was"), (0.09, 1.5, "raise --iterations or --learning")]
 )
 def test_a_target_out_of_reach_is_said(after: float, scale: float, said: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tuning that leads away from it, and one that hardly moves."""
     target = within_reach(settings)
     male = float(target.split(":")[1].split(",")[0])
-    off = {"iteration-0000": 0.1, "iteration-0002": after, "scale-1.25": 0.0875}
+    off = {"iteration-0000": 0.1, "iteration-0002": after, "scale-1.50": 0.085}
     monkeypatch.setattr(
         Validation, "standing", lambda _, unet, sheet: Standing(*[np.array([male + off[sheet], 1 - male - off[sheet]])] * 2, None)
     )

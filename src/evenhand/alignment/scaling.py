@@ -56,7 +56,7 @@ def between(untuned: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tenso
 
 
 def likely_scale(shown: Mapping[float, np.ndarray], target: np.ndarray) -> float:
-    """The scale in [0, 1.25] at which the target is nearest, if between those that were drawn, and beyond, mixes lie on lines.
+    """The scale in [0, 1.5] at which the target is nearest, if between those that were drawn, and beyond, mixes lie on lines.
 
     Args:
         shown: mix (K,) by scale, of two scales or more.
