@@ -46,9 +46,11 @@ JOINT_TARGET = "sex*age_group=male/young:0.2,male/old:0.3,female/young:0.35,fema
 
 _DISTILL: dict[str, Any] = {"learning_rate": BASE_RATE, "validate_every": 600}
 _SOURCE: dict[str, Any] = {**_DISTILL, "exemplars": "source-silent"}
-# changes to the default alignment towards TARGET; "exemplars" and "anchor_cohort" name cohorts of the seed's world, "guide" classifiers
+# Changes to the default alignment towards TARGET; "exemplars" and "anchor_cohort" name cohorts of the seed's world, "guide" classifiers.
+# The first two are no alignment: the model itself, and what it becomes if it is only trained on for as long as "source" is tuned.
 RECIPES: dict[str, dict[str, Any]] = {
     "before": {},
+    "trained-longer": {"steps": 600},
     "source": _SOURCE,
     "source-to-30": {**_SOURCE, "target": "sex=male:0.3,female:0.7"},
     "source-to-70": {**_SOURCE, "target": "sex=male:0.7,female:0.3"},
@@ -125,18 +127,22 @@ def _prepare(world: Path, seed: int) -> None:
             write_phantoms("brain", world / "cohorts" / name, size=32, **settings)  # type: ignore[arg-type]
     _silent(Cohort.load(world / "cohorts" / "source"), world / "cohorts" / "source-silent")
     _classifiers(world, seed)
-    source = world / "cohorts" / "source"
     if not (world / "base" / "initial").exists():
         everyone = world / "cohorts" / "everyone"
         init_tiny_latent(TinySettings(cohort=everyone, out=world / "base" / "initial", autoencoder_steps=1000, seed=seed))
-    if not (world / "base" / "run" / "model").exists():
-        run = world / "base" / "run"
+    _trained(world, world / "base" / "initial", world / "base" / "run", BASE_STEPS, seed)
+
+
+def _trained(world: Path, model: Path, run: Path, steps: int, seed: int) -> Path:
+    """Ordinary training on the biased cohort."""
+    if not (run / "model").exists():
         train(
             TrainSettings(
-                model=str(world / "base" / "initial"), cohort=source, out=run, steps=BASE_STEPS, batch_size=BATCH, learning_rate=BASE_RATE,
+                model=str(model), cohort=world / "cohorts" / "source", out=run, steps=steps, batch_size=BATCH, learning_rate=BASE_RATE,
                 warmup=100, schedule="cosine", ema=0.995, seed=seed, resume=(run / "config.yaml").exists(),
             )
         )  # fmt: skip
+    return run
 
 
 def _silent(cohort: Cohort, out: Path) -> None:
@@ -180,7 +186,13 @@ def _run(world: Path, recipe: str, seed: int, images: int) -> None:
             raise SystemExit(f"{note}: of another recipe, or of other --images; take another --work, or remove it, and what was drawn")
         return
     note.parent.mkdir(exist_ok=True)
-    model, facts = (world / "base" / "run", {}) if recipe == "before" else _aligned(world, recipe, seed)
+    if recipe == "before":
+        model, facts = world / "base" / "run", dict[str, Any]()
+    elif recipe == "trained-longer":
+        steps = RECIPES[recipe]["steps"]
+        model, facts = _trained(world, world / "base" / "run", world / "runs" / recipe, steps, seed), {"gradient_share": steps / BASE_STEPS}
+    else:
+        model, facts = _aligned(world, recipe, seed)
     if recipe == LORA:
         facts["male_by_scale"] = {scale: _male_at(world, model, scale, seed) for scale in SCALES}
     made = _drawn(model, world / "drawn" / recipe, world, n=images, seed=900 + seed)
