@@ -27,7 +27,6 @@ def story(tmp_path_factory):
         judge_epochs=0.5,
         guide_images=200,
         guide_steps=40,
-        align_form="kl",  # so short a training draws no group that could be learnt from
         align_iterations=2,
         validation_images=20,
     )
