@@ -19,13 +19,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from alignment_measures import against_before, measured, tables
+from alignment_measures import against_before, classifier_folder, measured, tables
 from common import JOINT, RESULTS, with_joint, write_result
 from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.tune import align
+from evenhand.alignment.validation import COMPARED
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import write_phantoms
@@ -161,7 +162,7 @@ def _classifiers(world: Path, seed: int) -> None:
         "guide-0": {}, "guide-1": {}, "held-out": {}, "plain": {"augment": False}, "judge": {"arch": "vit", "steps": 500},
     }  # fmt: skip
     for (place, (name, changes)), attribute in product(enumerate(plans.items()), ("sex", "age_group")):
-        out = world / "classifiers" / _of(name, attribute)
+        out = classifier_folder(world, name, attribute)
         if not out.exists():
             cohort = world / "cohorts" / ("guide-0" if name == "plain" else name)
             train_classifier(
@@ -172,10 +173,6 @@ def _classifiers(world: Path, seed: int) -> None:
             with_joint(Cohort.load(world / "cohorts" / "encoder")).save(world / "cohorts" / "labelled")
         settings = ClassifierSettings(cohort=world / "cohorts" / "labelled", target=JOINT, out=world / "classifiers" / "encoder", steps=300)
         train_classifier(settings)
-
-
-def _of(name: str, attribute: str) -> str:
-    return name if attribute == "sex" else f"{name}-{attribute}"
 
 
 def _run(world: Path, recipe: str, seed: int, images: int) -> None:
@@ -203,7 +200,7 @@ def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]
     changes = {"target": TARGET, **RECIPES[recipe]}
     attributes = parse_mix(changes["target"]).names
     guides, held_out = (
-        [world / "classifiers" / _of(name, attribute) for attribute in attributes for name in names]
+        [classifier_folder(world, name, attribute) for attribute in attributes for name in names]
         for names in (changes.pop("guide", ["guide-0", "guide-1"]), ["held-out"])
     )
     for key in ("exemplars", "anchor_cohort"):
@@ -269,7 +266,9 @@ def _reading(settings: AlignSettings) -> float:
     validations = [line["validation"] for line in log if "validation" in line]
     scales = read_json(settings.out / "model" / "evenhand.json")["kept"].get("read_at_scale", {})
     looks = len(validations) + max(0, len(scales) - 2)
-    compared = 500 if validations[0]["consistency"] is not None else 0  # drawn by the untuned model once more
+    compared = (
+        min(COMPARED, settings.validation_images) if validations[0]["consistency"] is not None else 0
+    )  # drawn by the untuned model once more
     images = looks * settings.validation_images + compared + settings.certified_images
     return images * settings.solver_steps / (BASE_STEPS * BATCH * 3)
 

@@ -37,9 +37,9 @@ AGAINST = {
 }  # fmt: skip
 
 
-def judge_folder(world: Path, attribute: str) -> Path:
-    """The classifier that neither guides nor tells how far to go."""
-    return world / "classifiers" / ("judge" if attribute == "sex" else f"judge-{attribute}")
+def classifier_folder(world: Path, name: str, attribute: str) -> Path:
+    """Where a guide or judge of an attribute is."""
+    return world / "classifiers" / (name if attribute == "sex" else f"{name}-{attribute}")
 
 
 def measured(world: Path, made: Cohort, target: Mix) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _judged(world: Path, made: Cohort, target: Mix) -> dict[str, Any]:
     """Shares as the judges read them, corrected by their errors on held-out real images; the distance is that of the worst attribute."""
     held, facts, distances = Cohort.load(world / "cohorts" / "judge").split("val", "test"), dict[str, Any](), []
     for attribute in target.names:
-        judge = Classifier.load(judge_folder(world, attribute))
+        judge = Classifier.load(classifier_folder(world, "judge", attribute))
         labels = held.table[attribute].map({group: code for code, group in enumerate(judge.groups)}).to_numpy()
         found = estimate_mix(cohort_predictions(judge, made), cohort_predictions(judge, held), labels)
         wanted = target.marginal(attribute)

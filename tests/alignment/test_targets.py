@@ -10,14 +10,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import multinomial
 
-from evenhand.alignment.targets import (
-    Assignment,
-    assign,
-    assignment_loss,
-    joint_probabilities,
-    mix_divergence,
-    tilted_weights,
-)
+from evenhand.alignment.targets import Assignment, assign, assignment_loss, joint_probabilities, mix_divergence, tilted_weights
 
 
 def test_divergence_is_zero_at_the_target_and_by_hand_elsewhere() -> None:

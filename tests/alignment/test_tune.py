@@ -182,7 +182,7 @@ def test_guides_that_cannot_guide_are_refused(settings: Any, guides: list[Path],
 
 def test_one_guide_alone_is_warned_of(settings: Any, guides: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     align(settings(guide=guides[:1], iterations=1))
-    assert "alone both guides and tells when to stop" in " ".join(capsys.readouterr().err.split())
+    assert "alone both guides and tells how far to go" in " ".join(capsys.readouterr().err.split())
 
 
 def test_prompts_that_state_the_attribute_are_warned_of(settings: Any, brain: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -433,7 +433,7 @@ def test_a_run_killed_between_its_end_and_its_model_only_publishes(form: str, se
 
 def test_distillation_logs_how_images_change(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It learns no consistency; the model's own CLIP says what became of it, of some of the images."""
-    monkeypatch.setattr(validation, "_COMPARED", 8)
+    monkeypatch.setattr(validation, "COMPARED", 8)
     result = align(settings(**DISTILL, target=within_reach(settings), iterations=4, validate_every=2, ema=0.0, learning_rate=0.03))
     first, last = [line["validation"]["consistency"] for line in log(result.run) if "validation" in line]
     assert 0 < last < first < 1 - 1e-6

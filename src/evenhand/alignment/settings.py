@@ -14,7 +14,7 @@ from evenhand.core.config import Settings
 # Settings that may differ between a run and its resumption: they never change what is computed.
 RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "exemplars", "anchor_cohort", "out", "checkpoint_every", "resume")
 
-LARGEST_SCALE = 1.5  # of weights on the line from untuned to tuned ones; beyond it, images suffer
+LARGEST_SCALE = 1.5  # of weights on the line from untuned to tuned ones; beyond it nothing was tried
 
 # what differs where images are drawn, read and pulled at every iteration
 _PULLED: dict[str, Any] = {

@@ -20,7 +20,7 @@ from evenhand.models.tensors import to_array
 
 PARTED = 0.1  # total variation between guide and held-out guide, beyond which: the guide is being fooled
 _SHOWN = 12
-_COMPARED = 500  # images whose nearness to the untuned model's is told
+COMPARED = 500  # images whose nearness to the untuned model's is told
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Validation:
         folder: Path,
     ) -> Validation:  # fmt: skip
         """Draw the untuned model's images once."""
-        n = min(drawing.settings.validation_images, _COMPARED)
+        n = min(drawing.settings.validation_images, COMPARED)
         features = torch.zeros(n, 0)
         if encoders:
             drawn = drawing.images(untuned, "validation", n)

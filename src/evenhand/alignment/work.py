@@ -118,7 +118,7 @@ def _digest(lines: Iterable[str]) -> str:
 
 
 def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, Guides]:
-    """Those that guide, and those that tell when to stop: different ones, where there are two of an attribute."""
+    """Those that guide, and those that tell how far to go: different ones, where there are two of an attribute."""
     guides, held_out = Guides.load(settings.guide), Guides.load(settings.held_out_guide)
     _refuse_twice([*guides.all, *held_out.all])
     for attribute, found in guides.by_attribute.items():
@@ -128,7 +128,7 @@ def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, 
         guides = guides.having(attribute, found[:-1] or found)
         if len(found) == 1 and accelerator.is_main_process:
             console.print(
-                f"[yellow]warning[/]: {found[0].path} alone both guides and tells when to stop; a tuned model fools its guide, so give a "
+                f"[yellow]warning[/]: {found[0].path} alone both guides and tells how far to go; a tuned model fools its guide, so give a "
                 f"second classifier of {attribute}, trained on other subjects"
             )
     for attribute, found in held_out.by_attribute.items():
