@@ -152,16 +152,20 @@ def _near_enough(run: Mapping[str, Any]) -> bool:
 
 
 def _changed(pairs: list[tuple[Any, Any]], key: str) -> dict[str, Any] | None:
-    """Of the seeds in which both have it."""
-    values = [after[key] - before[key] for before, after in pairs if before[key] is not None and after[key] is not None]
+    values = [after - before for before, after in _known(pairs, key)]
     return {"seeds": len(values), **interval(np.array(values))} if values else None
 
 
 def _ratio(pairs: list[tuple[Any, Any]], key: str) -> dict[str, Any] | None:
-    values = [np.log(after[key] / before[key]) for before, after in pairs if before[key] is not None and after[key] is not None]
+    values = [np.log(after / before) for before, after in _known(pairs, key)]
     if not values:
         return None
     return {"seeds": len(values), **{end: None if v is None else float(np.exp(v)) for end, v in interval(np.array(values)).items()}}
+
+
+def _known(pairs: list[tuple[Any, Any]], key: str) -> list[tuple[float, float]]:
+    """Of the seeds in which both have it."""
+    return [(before[key], after[key]) for before, after in pairs if before[key] is not None and after[key] is not None]
 
 
 def tables(found: Mapping[str, Mapping[str, Any]], against: Mapping[str, Any]) -> str:

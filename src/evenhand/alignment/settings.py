@@ -32,7 +32,9 @@ class AlignSettings(Settings):
 
     model: str = Field(description="diffusers folder, run folder, or hub id")
     guide: list[Path] = Field(min_length=1, description="classifiers that guide; several of one attribute are averaged")
-    held_out_guide: list[Path] = Field([], description="classifiers that tell when to stop; default: the last --guide of each attribute")
+    held_out_guide: list[Path] = Field(
+        [], description="classifiers that do not guide but tell where it is; default: the last --guide of each attribute"
+    )
     target: str = Field(description="a cohort, whose mix of the guides' attributes is used, or a mix such as sex=male:0.5,female:0.5")
     prompts: str = Field(description="a cohort, whose training prompts are used as they stand, or a text file, one prompt a line")
     within: str | None = Field(None, description="column of the prompts' cohort: the target holds within each of its values")
