@@ -61,5 +61,5 @@ def test_what_cannot_be_paired_says_why() -> None:
 def test_a_gap_closed_from_above_is_levelling_down() -> None:
     pair = images(1.0), images(1.0)
     worse, better = audit({"male": 0.81, "female": 0.8}), audit({"male": 0.9, "female": 0.89})
-    assert "Levelling down" in compare(audit(LEVEL), worse, pair).levelling[0]
+    assert "Levelling down" in compare(audit(LEVEL), worse, pair).levelling[0].text
     assert compare(audit(LEVEL), better, pair).levelling == []

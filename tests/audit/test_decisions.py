@@ -288,6 +288,7 @@ def test_what_is_not_levelling_down(after: dict[str, float], half: float, says: 
 def test_levelling_down_within_the_noise_says_so() -> None:
     found = levelling_down(frame({"a": 0.9, "b": 0.7}, 0.1), frame({"a": 0.8, "b": 0.71}, 0.1), higher_is_better=True)
     assert found.flagged and not found.clear and found.text.endswith("Noise could do this: the fall is within the intervals.")
+    assert "the worst gained less, within its noise (b 0.7, now b 0.71)" in found.text
 
 
 def test_levelling_down_where_nothing_changed_is_seldom_clear() -> None:

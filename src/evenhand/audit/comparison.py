@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from evenhand.audit.decisions import PairedDifference, levelling_down, paired_bootstrap
+from evenhand.audit.decisions import LevellingDown, PairedDifference, levelling_down, paired_bootstrap
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.result import AuditResult, QualityTable, SemanticTable
 from evenhand.core.groups import UNSPECIFIED
@@ -28,7 +28,7 @@ class Comparison:
     """What changed, which gaps closed because the best group got worse, and why some things could not be paired."""
 
     changes: list[Change]
-    levelling: list[str]
+    levelling: list[LevellingDown]
     unpaired: str
 
 
@@ -68,15 +68,15 @@ def compare(before: AuditResult, after: AuditResult, images: tuple[pd.DataFrame,
     return Comparison(changes, levelling, "; ".join(dict.fromkeys(unpaired)))
 
 
-def _levelled(before: AuditResult, after: AuditResult) -> Iterator[str]:
-    """A sentence for each single column whose gap shrank because its best group got worse."""
+def _levelled(before: AuditResult, after: AuditResult) -> Iterator[LevellingDown]:
+    """A verdict for each single column whose gap shrank because its best group got worse."""
     later = {_identity(table): table for table in _answers(after)}
     for early in _answers(before):
         late = later.get(_identity(early))
         if late is not None and len(early.by) == 1:
             found = levelling_down(_frame(early), _frame(late), higher_is_better=early.direction == "higher")
             if found.flagged:
-                yield f"{early.question}: {found.text}"
+                yield replace(found, text=f"{early.question}: {found.text}")
 
 
 def _answers(result: AuditResult) -> list[QualityTable | SemanticTable]:

@@ -290,7 +290,8 @@ def levelling_down(before: SubgroupFrame, after: SubgroupFrame, *, higher_is_bet
     clear = flagged and fall > fall_noise
     text = f"The gap shrank {change}, and the worst group gained ({worst})." if shrank else f"The gap did not shrink ({change})."
     if flagged:
-        text = f"Levelling down: the gap shrank {change} because the best group got worse ({best}) and the worst did not gain ({worst})."
+        gain = "did not gain" if rise <= 1e-12 else "gained less, within its noise"
+        text = f"Levelling down: the gap shrank {change} because the best group got worse ({best}) and the worst {gain} ({worst})."
         text += "" if clear else " Noise could do this: the fall is within the intervals."
     if left_out := [str(name) for name in before.by_group.index.union(after.by_group.index, sort=False) if name not in common]:
         text += f" Left out, as not defined in both: {', '.join(left_out)}."
