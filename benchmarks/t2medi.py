@@ -64,7 +64,7 @@ TRAINING: tuple[tuple[str, str, str, int], ...] = (  # run, cohort, stage, steps
 
 
 def main() -> None:
-    """Run what is missing, then write JSON and a table of all runs in the work folder."""
+    """Run what is missing, then write JSON and a table of all runs in the work folder, and the first one's report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
@@ -75,6 +75,8 @@ def main() -> None:
     found = {note.parent.name.removeprefix("seed-"): read_json(note) for note in notes}
     write_result("t2medi", {"source": BIASED, "target": TARGET, "runs": found}, seeds=[int(seed) for seed in found])
     write_text(RESULTS / "t2medi.md", _table(found))
+    report = notes[0].parent / "report.html"
+    write_text(RESULTS / "t2medi.html", report.read_text(encoding="utf-8").replace(str(options.work), options.work.name))
     print(_table(found))
 
 
