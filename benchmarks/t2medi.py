@@ -113,9 +113,7 @@ def _cohorts(world: Path, seed: int) -> None:
         raw = world / f"raw-{name}"
         if not raw.exists():
             _write_brats(raw, subjects, 10 * seed + place)
-        settings = ImportSettings(
-            size=SIZE, mode="RGB", modality="t1ce", slices="all", sex_table=raw / "sex.csv", prompt_attributes=["none"]
-        )
+        settings = ImportSettings(size=SIZE, mode="RGB", modality="t1ce", sex_table=raw / "sex.csv", prompt_attributes=["none"])
         import_cohort("brats18", raw, world / name, settings)
 
 
@@ -158,16 +156,24 @@ def _write_brats(raw: Path, subjects: int, seed: int) -> None:
         sexes = [("subject_id", "sex")]
         for subject in range(subjects):
             place, name = subject * SLICES, f"Brats18_PHA{seed:02d}_{subject}_1"
-            volume = np.stack([image.T for image in pixels[place : place + SLICES]], axis=-1)
+            volume = np.stack([*(image.T for image in pixels[place : place + SLICES]), _scalp()], axis=-1)
             volume = np.where(volume < 0.06, 0, np.round(1000 * volume)).astype(np.int16)  # outside the head is nothing, as there
             tumour = rows[place]["tumour"] == "tumour"
             outline = np.where(tumour & (volume > 0.85 * volume.max()), 4, 0).astype(np.int16)
+            outline[:, :, SLICES] = 0
             sexes.append((name, rows[place]["sex"]))
             (folder / "HGG" / name).mkdir(parents=True)
             for ending, voxels in (("t1ce", volume), ("seg", outline)):
                 nib.save(nib.Nifti1Image(voxels, np.diag([-1.0, -1.0, 1.0, 1.0])), folder / "HGG" / name / f"{name}_{ending}.nii.gz")
         with (folder / "sex.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(sexes)
+
+
+def _scalp() -> np.ndarray:
+    """A slice above the brain: fat, as bright as an enhancing tumour, so that the window of a volume is the same with one and without."""
+    slice_ = np.zeros((SIZE, SIZE))
+    slice_[26:38, 26:38] = 1.0
+    return slice_
 
 
 def _classifiers(world: Path, seed: int) -> None:
