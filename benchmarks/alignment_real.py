@@ -4,7 +4,7 @@
 
 Patients are parted: 60 % for the model and its guides, 40 % for the judge. The model learns from the first part, resampled to 80 % of one
 group, its autoencoder from all of that part, as public ones know everyone; two guides learn from halves of its patients. Five judges learn
-from four fifths of the other patients each, and read the fifth: those readings tell how often they err, and correct what their mean reads
+from four fifths of the other patients each, and read the fifth: those readings tell how often they err, and correct what all five read
 from generated images. Where the correction cannot be trusted, it is refused, and the refusal is the result. Two recipes: learning the
 images that the model was trained on, and its own.
 """
@@ -199,10 +199,11 @@ def _drawn(model: Path, out: Path, work: Path, n: int, seed: int) -> Cohort:
 def _measured(world: World, work: Path, made: Cohort) -> dict[str, Any]:
     """The share of the common group, kernel distance within each group as the judges read it, and the rate of near copies."""
     held, labels, subjects, reading = _judges(world, work)
-    shown = np.mean([cohort_predictions(judge, made) for judge in _folds(work)], axis=0)
-    groups = _folds(work)[0].groups
-    ids = [made.table["subject_id"].astype(object).to_numpy(), subjects]
-    mix = estimate_mix(shown, reading, labels, subjects=tuple(ids))
+    each = [cohort_predictions(judge, made) for judge in _folds(work)]
+    groups, shown = _folds(work)[0].groups, np.mean(each, axis=0)
+    # One judge after the other, as real images are read by one each: the mean of five is surer than any, and their errors are not its
+    ids = np.tile(made.table["subject_id"].astype(object).to_numpy(), FOLDS)
+    mix = estimate_mix(np.concatenate(each), reading, labels, subjects=(ids, subjects))
     place = groups.index(world.common)
     encoder, real = Encoder.load(work / "classifiers" / "encoder"), held
     there, here = cohort_features(encoder, real), cohort_features(encoder, made)
