@@ -2,11 +2,11 @@
 
     EVENHAND_DATA=... python benchmarks/alignment_real.py nih-cxr --work runs/align-nih
 
-Patients are parted: 60 % for the model and its guides, 40 % for the judge. The model learns from the first part, resampled to 80 % of one
-group, its autoencoder from all of that part, as public ones know everyone; two guides learn from halves of its patients. Five judges learn
-from four fifths of the other patients each, and read the fifth: those readings tell how often they err, and correct what all five read
-from generated images. Where the correction cannot be trusted, it is refused, and the refusal is the result. Two recipes: learning the
-images that the model was trained on, and its own.
+Patients are parted: 60 % for the model and its guides, 40 % for the judges. The model learns from the first part, resampled to 80 % of one
+group, its autoencoder from all of that part, as public ones know everyone. Guides and held-out guides have a half of these patients each,
+judges the others; every classifier of a part leaves out another fifth of its patients, and is tested on that. Those readings tell how often
+the judges err, and correct what they read from generated images. Where the correction cannot be trusted, it is refused, and the refusal is
+the result. Recipes: learning the images that the model was trained on, for 600 iterations and for 1,800, and learning its own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pandas as pd
 from common import JOINT, RESULTS, markdown, with_joint, write_result
 from PIL import Image
 
+from evenhand.alignment.guides import LEAST_AUC
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.tune import align
 from evenhand.audit.fidelity import kernel_distance
@@ -44,7 +45,12 @@ from evenhand.training.settings import TrainSettings
 
 FOLDS, SOLVER_STEPS, GUIDANCE = 5, 10, 1.5
 RATE = 7e-4  # of the model and of the alignment
-RECIPES: dict[str, dict[str, Any]] = {"source": {"exemplars": "skewed"}, "own": {}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "source": {"exemplars": "skewed"},
+    "source-long": {"exemplars": "skewed", "iterations": 1800},
+    "own": {},
+}
+PARTS = ("guide", "held-out", "judge")  # each has patients of its own, and a classifier a fold
 SKEW = 0.8  # share of the common group in what the model learns from
 
 
@@ -98,10 +104,9 @@ def main() -> None:
 
 def _prepare(source: str, world: World, work: Path) -> None:
     """Parts by patient, classifiers, and the skewed model."""
-    if not (work / "judged" / SCHEMA_FILE).exists():
+    if not (work / "judge" / SCHEMA_FILE).exists():
         _parts(source, world, work)
-    plans = {"guide": ("guide", world.attribute), "held-out": ("held-out", world.attribute)}
-    plans |= {f"judge-{fold}": (f"judged-{fold}", world.attribute) for fold in range(FOLDS)}
+    plans = {f"{part}-{fold}": (f"{part}-{fold}", world.attribute) for part in PARTS for fold in range(FOLDS)}
     plans["encoder"] = ("labelled", JOINT)
     for place, (name, (cohort, target)) in enumerate(plans.items()):
         if not (work / "classifiers" / name).exists():
@@ -124,7 +129,7 @@ def _prepare(source: str, world: World, work: Path) -> None:
 
 
 def _parts(source: str, world: World, work: Path) -> None:
-    """Cohorts by patient: ``skewed`` of model and guides, ``guide`` and ``held-out`` its halves, ``judged`` with a split a fold."""
+    """Cohorts by patient: ``skewed`` of model and guides, ``guide`` and ``held-out`` its halves, ``judge`` the others; also by folds."""
     settings = ImportSettings(size=64, conditions=world.conditions, prompt_attributes=["none"])
     import_cohort(source, Path(os.environ["EVENHAND_DATA"]) / world.folder, work / "all", settings)
     whole = Cohort.load(work / "all")
@@ -134,14 +139,13 @@ def _parts(source: str, world: World, work: Path) -> None:
     at = whole.table["subject_id"].map(place).to_numpy()
     inside = at < 0.6
     _with_splits(whole.subset(inside), ("train",), 0).subset(_skewed(whole.subset(inside), world)).save(work / "skewed")
-    for name, rows in {"guide": at < 0.3, "held-out": inside & (at >= 0.3)}.items():
-        _with_splits(whole.subset(rows), ("train", "train", "val", "test"), 1).save(work / name)
     labelled = _with_splits(whole.subset(inside), ("train", "train", "val", "test"), 2)
     with_joint(labelled).save(work / "labelled")
-    for fold in range(FOLDS):  # test: the fold; val: the one before it, which sets the temperature
-        splits = tuple({fold: "test", (fold + 1) % FOLDS: "val"}.get(part, "train") for part in range(FOLDS))
-        _with_splits(whole.subset(~inside), splits, 3).save(work / f"judged-{fold}")
-    whole.subset(~inside).save(work / "judged")
+    for part, rows in zip(PARTS, (at < 0.3, inside & (at >= 0.3), ~inside), strict=True):
+        for fold in range(FOLDS):  # test: the fold; val: the next one, which sets the temperature
+            splits = tuple({fold: "test", (fold + 1) % FOLDS: "val"}.get(place, "train") for place in range(FOLDS))
+            _with_splits(whole.subset(rows), splits, 3).save(work / f"{part}-{fold}")
+        whole.subset(rows).save(work / part)
 
 
 def _with_splits(cohort: Cohort, splits: tuple[str, ...], seed: int) -> Cohort:
@@ -171,14 +175,14 @@ def _run(world: World, work: Path, recipe: str, seed: int, images: int) -> None:
 
 
 def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]:
-    changes = {key: work / value for key, value in RECIPES[recipe].items()}
+    changes = {key: work / value if key == "exemplars" else value for key, value in RECIPES[recipe].items()}
     groups = Cohort.load(work / "skewed").schema.attributes[world.attribute]
     result = align(
         AlignSettings(
-            model=str(work / "run"), guide=[work / "classifiers" / "guide"], held_out_guide=[work / "classifiers" / "held-out"],
+            model=str(work / "run"), guide=_accepted(work, "guide"), held_out_guide=_accepted(work, "held-out"),
             target=f"{world.attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups), prompts=str(work / "skewed"),
             out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, learning_rate=RATE, seed=seed,
-            validate_every=600, validation_images=1000,
+            validate_every=1800, validation_images=1000,
             resume=(out / "config.yaml").exists(), **changes,
         )
     )  # fmt: skip
@@ -198,9 +202,10 @@ def _drawn(model: Path, out: Path, work: Path, n: int, seed: int) -> Cohort:
 
 def _measured(world: World, work: Path, made: Cohort) -> dict[str, Any]:
     """The share of the common group, kernel distance within each group as the judges read it, and the rate of near copies."""
-    held, labels, subjects, reading = _judges(world, work)
-    each = [cohort_predictions(judge, made) for judge in _folds(work)]
-    groups, shown = _folds(work)[0].groups, np.mean(each, axis=0)
+    held, labels, subjects, reading = _judged(world, work)
+    judges = [Classifier.load(path) for path in _folds(work, "judge")]
+    each = [cohort_predictions(judge, made) for judge in judges]
+    groups, shown = judges[0].groups, np.mean(each, axis=0)
     # One judge after the other, as real images are read by one each: the mean of five is surer than any, and their errors are not its
     ids = np.tile(made.table["subject_id"].astype(object).to_numpy(), FOLDS)
     mix = estimate_mix(np.concatenate(each), reading, labels, subjects=(ids, subjects))
@@ -216,17 +221,22 @@ def _measured(world: World, work: Path, made: Cohort) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _folds(work: Path) -> list[Classifier]:
-    return [Classifier.load(work / "classifiers" / f"judge-{fold}") for fold in range(FOLDS)]
+def _folds(work: Path, part: str) -> list[Path]:
+    return [work / "classifiers" / f"{part}-{fold}" for fold in range(FOLDS)]
 
 
-def _judges(world: World, work: Path) -> tuple[Cohort, np.ndarray, np.ndarray, np.ndarray]:
+def _accepted(work: Path, part: str) -> list[Path]:
+    """Those that an alignment takes: a fold has few patients, and some classifiers do badly on theirs."""
+    return [path for path in _folds(work, part) if (Classifier.load(path).auc or 0) >= LEAST_AUC]
+
+
+def _judged(world: World, work: Path) -> tuple[Cohort, np.ndarray, np.ndarray, np.ndarray]:
     """Real images of the judges' patients, their codes and patients, and what the judge that has not met them reads."""
-    held = Cohort.load(work / "judged")
-    judges = _folds(work)
+    held = Cohort.load(work / "judge")
+    judges = [Classifier.load(path) for path in _folds(work, "judge")]
     reading = np.zeros((len(held), len(judges[0].groups)))
     for fold, judge in enumerate(judges):
-        part = Cohort.load(work / f"judged-{fold}").split("test")
+        part = Cohort.load(work / f"judge-{fold}").split("test")
         rows = held.table["image"].isin(part.table["image"]).to_numpy()
         reading[rows] = cohort_predictions(judge, held.subset(rows))
     codes = held.table[world.attribute].map({group: code for code, group in enumerate(judges[0].groups)}).to_numpy()
@@ -234,7 +244,7 @@ def _judges(world: World, work: Path) -> tuple[Cohort, np.ndarray, np.ndarray, n
 
 
 def _sizes(work: Path) -> dict[str, Any]:
-    cohorts = {name: Cohort.load(work / name) for name in ("skewed", "guide", "held-out", "judged")}
+    cohorts = {name: Cohort.load(work / name) for name in ("skewed", *PARTS)}
     return {name: {"images": len(part), "subjects": int(part.table["subject_id"].nunique())} for name, part in cohorts.items()}
 
 
