@@ -266,9 +266,8 @@ def _reading(settings: AlignSettings) -> float:
     validations = [line["validation"] for line in log if "validation" in line]
     scales = read_json(settings.out / "model" / "evenhand.json")["kept"].get("read_at_scale", {})
     looks = len(validations) + max(0, len(scales) - 2)
-    compared = (
-        min(COMPARED, settings.validation_images) if validations[0]["consistency"] is not None else 0
-    )  # drawn by the untuned model once more
+    untuned = validations[0]["consistency"] is not None  # whose images are drawn once more, to compare
+    compared = min(COMPARED, settings.validation_images) if untuned else 0
     images = looks * settings.validation_images + compared + settings.certified_images
     return images * settings.solver_steps / (BASE_STEPS * BATCH * 3)
 

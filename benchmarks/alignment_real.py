@@ -95,7 +95,7 @@ def main() -> None:
         }
         for recipe in ("before", *RECIPES)
     }
-    payload = {"cohorts": _sizes(options.work), "judges": _judge_facts(world, options.work), "recipes": RECIPES, "runs": found}
+    payload = {"cohorts": _sizes(options.work), "auc": _aucs(options.work), "recipes": RECIPES, "runs": found}
     write_result(f"alignment_real_{world.folder}", payload, seeds=[int(seed) for seed in found["before"]])
     write_text(RESULTS / f"alignment_real_{world.folder}.md", _table(world, found))
     _sheet(options.work, min(found["before"], key=int), RESULTS.parents[1] / "docs" / "images" / f"alignment_{world.folder}.png")
@@ -106,14 +106,11 @@ def _prepare(source: str, world: World, work: Path) -> None:
     """Parts by patient, classifiers, and the skewed model."""
     if not (work / "judge" / SCHEMA_FILE).exists():
         _parts(source, world, work)
-    plans = {f"{part}-{fold}": (f"{part}-{fold}", world.attribute) for part in PARTS for fold in range(FOLDS)}
-    plans["encoder"] = ("labelled", JOINT)
-    for place, (name, (cohort, target)) in enumerate(plans.items()):
-        if not (work / "classifiers" / name).exists():
-            settings = ClassifierSettings(
-                cohort=work / cohort, target=target, out=work / "classifiers" / name, epochs=world.epochs, seed=place
-            )
-            train_classifier(settings)
+    learnt = [path for part in PARTS for path in _folds(work, part)]
+    for place, out in enumerate([*learnt, work / "classifiers" / "encoder"]):
+        if not out.exists():
+            cohort, target = (work / out.name, world.attribute) if out in learnt else (work / "labelled", JOINT)
+            train_classifier(ClassifierSettings(cohort=cohort, target=target, out=out, epochs=world.epochs, seed=place))
     if not (work / "initial").exists():
         settings_ = TinySettings(cohort=work / "labelled", out=work / "initial", autoencoder_steps=world.autoencoder_steps)
         init_tiny_latent(settings_)
@@ -182,7 +179,7 @@ def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tup
             model=str(work / "run"), guide=_accepted(work, "guide"), held_out_guide=_accepted(work, "held-out"),
             target=f"{world.attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups), prompts=str(work / "skewed"),
             out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, learning_rate=RATE, seed=seed,
-            validate_every=1800, validation_images=1000,
+            validate_every=1800, validation_images=1000,  # before, and at the end
             resume=(out / "config.yaml").exists(), **changes,
         )
     )  # fmt: skip
@@ -222,12 +219,16 @@ def _measured(world: World, work: Path, made: Cohort) -> dict[str, Any]:
 
 
 def _folds(work: Path, part: str) -> list[Path]:
+    """Classifiers of a part, one a fold; each learns from the cohort of its name."""
     return [work / "classifiers" / f"{part}-{fold}" for fold in range(FOLDS)]
 
 
 def _accepted(work: Path, part: str) -> list[Path]:
     """Those that an alignment takes: a fold has few patients, and some classifiers do badly on theirs."""
-    return [path for path in _folds(work, part) if (Classifier.load(path).auc or 0) >= LEAST_AUC]
+    found = [path for path in _folds(work, part) if (Classifier.load(path).auc or 0) >= LEAST_AUC]
+    if not found:  # without held-out guides, one that guides would take their place
+        raise SystemExit(f"{work}: no {part} classifier has an AUC of {LEAST_AUC} on patients whom it has not met")
+    return found
 
 
 def _judged(world: World, work: Path) -> tuple[Cohort, np.ndarray, np.ndarray, np.ndarray]:
@@ -248,7 +249,8 @@ def _sizes(work: Path) -> dict[str, Any]:
     return {name: {"images": len(part), "subjects": int(part.table["subject_id"].nunique())} for name, part in cohorts.items()}
 
 
-def _judge_facts(world: World, work: Path) -> dict[str, Any]:
+def _aucs(work: Path) -> dict[str, Any]:
+    """How well each guide and judge tells the group of patients whom it has not met."""
     return {path.name: Classifier.load(path).auc for path in sorted((work / "classifiers").iterdir()) if path.name != "encoder"}
 
 

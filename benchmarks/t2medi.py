@@ -75,8 +75,10 @@ def main() -> None:
     found = {note.parent.name.removeprefix("seed-"): read_json(note) for note in notes}
     write_result("t2medi", {"source": BIASED, "target": TARGET, "runs": found}, seeds=[int(seed) for seed in found])
     write_text(RESULTS / "t2medi.md", _table(found))
-    report = notes[0].parent / "report.html"
-    write_text(RESULTS / "t2medi.html", report.read_text(encoding="utf-8").replace(str(options.work), options.work.name))
+    report = (notes[0].parent / "report.html").read_text(encoding="utf-8")
+    if options.work.is_absolute():  # paths of this machine are kept out of what is committed
+        report = report.replace(str(options.work), options.work.name)
+    write_text(RESULTS / "t2medi.html", report)
     print(_table(found))
 
 
