@@ -6,7 +6,8 @@ Brain phantoms, 80 % male; prompts are silent on sex and age. A seed is a world 
 The model's autoencoder has learnt from both sexes alike, as a public one has: else no tuning of the denoiser could draw women well.
 Shares are those of the phantoms' exact oracle and of a judge corrected for its errors. Quality is the Fréchet distance to real images drawn
 in the same mix as the generated ones, so that a better mix is not taken for better images, and the kernel distance within each sex. What is
-done is kept in the work folder; the script may be stopped, run again with more recipes or seeds, and run side by side with others.
+done is kept in the work folder; the script may be stopped, run again with more recipes or seeds, and run side by side with others. Runs
+that the result file has already stay in it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from evenhand.alignment.validation import COMPARED
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import write_phantoms
-from evenhand.core.artifacts import claim, read_json, write_atomically, write_json, write_text
+from evenhand.core.artifacts import claim, provenance, read_json, write_atomically, write_json, write_text
 from evenhand.core.groups import parse_mix
 from evenhand.generation.generate import GenerateSettings, generate
 from evenhand.models.classifiers import ClassifierSettings, train_classifier
@@ -98,7 +99,7 @@ def main() -> None:
             _prepare(world, seed)
         for recipe in dict.fromkeys(["before", *options.recipes]):
             _run(world, recipe, seed, options.images)
-    found = _found(options.work)
+    found = _with_recorded(_found(options.work), RESULTS / "alignment.json")
     against = against_before(found)
     write_result(
         "alignment", {"target": TARGET, "joint_target": JOINT_TARGET, "against_before": against, "runs": found},
@@ -193,7 +194,8 @@ def _run(world: Path, recipe: str, seed: int, images: int) -> None:
     if recipe == LORA:
         facts["male_by_scale"] = {scale: _male_at(world, model, scale, seed) for scale in SCALES}
     made = _drawn(model, world / "drawn" / recipe, world, n=images, seed=900 + seed)
-    write_json(note, {"plan": plan, **facts, **measured(world, made, parse_mix(RECIPES[recipe].get("target", TARGET)))})
+    how = {key: value for key, value in provenance().items() if key in ("git", "made_at")}
+    write_json(note, {"plan": plan, "made": how, **facts, **measured(world, made, parse_mix(RECIPES[recipe].get("target", TARGET)))})
 
 
 def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]:
@@ -290,6 +292,23 @@ def _found(work: Path) -> dict[str, dict[str, Any]]:
         if notes:
             found[recipe] = {note.parent.parent.name.removeprefix("seed-"): read_json(note) for note in notes}
     return found
+
+
+def _with_recorded(found: Mapping[str, Mapping[str, Any]], result: Path) -> dict[str, dict[str, Any]]:
+    """And the runs that the result file has and the work folder has not: a table of so many runs is not made in one go.
+
+    A seed must be the same world in both, to which its untuned model's figures are the witness; a recipe must be the one that was run.
+    """
+    recorded = read_json(result)["runs"] if result.exists() else {}
+    joined: dict[str, dict[str, Any]] = {}
+    for recipe, changes in RECIPES.items():
+        runs = {**recorded.get(recipe, {}), **found.get(recipe, {})}
+        for seed, run in runs.items():
+            witness = recorded.get(recipe, {}).get(seed, run) if recipe == "before" else run
+            if run["plan"]["recipe"] != changes or run | {"made": None} != witness | {"made": None}:
+                raise SystemExit(f"{result}: {recipe} of seed {seed} is of another recipe or world; move the file away, and run all again")
+        joined |= {recipe: dict(sorted(runs.items()))} if runs else {}
+    return joined
 
 
 if __name__ == "__main__":
