@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment_measures import against_before, classifier_folder, measured, tables
-from common import JOINT, RESULTS, with_joint, write_result
+from common import JOINT, RESULTS, is_done, with_joint, write_result
 from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
@@ -179,9 +179,7 @@ def _classifiers(world: Path, seed: int) -> None:
 def _run(world: Path, recipe: str, seed: int, images: int) -> None:
     """One recipe, unless it is there."""
     note, plan = world / "found" / f"{recipe}.json", {"recipe": RECIPES[recipe], "solver_steps": SOLVER_STEPS, "images": images}
-    if note.exists():
-        if read_json(note)["plan"] != plan:
-            raise SystemExit(f"{note}: of another recipe, or of other --images; take another --work, or remove it, and what was drawn")
+    if is_done(note, plan):
         return
     note.parent.mkdir(exist_ok=True)
     if recipe == "before":

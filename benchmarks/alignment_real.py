@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import JOINT, RESULTS, markdown, with_joint, write_result
+from common import JOINT, RESULTS, is_done, markdown, with_joint, write_result
 from PIL import Image
 
 from evenhand.alignment.guides import LEAST_AUC
@@ -163,12 +163,12 @@ def _skewed(cohort: Cohort, world: World) -> np.ndarray:
 
 def _run(world: World, work: Path, recipe: str, seed: int, images: int) -> None:
     """One alignment, or the model before it, measured by images of the same seeds."""
-    path = work / recipe / f"seed-{seed}"
-    if (path / "found.json").exists():
+    path, plan = work / recipe / f"seed-{seed}", {"recipe": RECIPES.get(recipe, {}), "images": images}
+    if is_done(path / "found.json", plan):
         return
     path.mkdir(parents=True, exist_ok=True)
     model, facts = (work / "run", {}) if recipe == "before" else _aligned(world, work, path / "aligned", recipe, seed)
-    write_json(path / "found.json", {**_measured(world, work, _drawn(model, path / "drawn", work, images, seed)), **facts})
+    write_json(path / "found.json", {"plan": plan, **_measured(world, work, _drawn(model, path / "drawn", work, images, seed)), **facts})
 
 
 def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]:

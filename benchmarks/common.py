@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from evenhand.audit.frame import Estimate
 from evenhand.cohorts.cohort import Cohort
-from evenhand.core.artifacts import provenance, write_json
+from evenhand.core.artifacts import provenance, read_json, write_json
 from evenhand.core.groups import NOT_GROUPS, intersection
 
 JOINT = "everything"  # label of all attributes and conditions
@@ -33,6 +33,15 @@ def write_result(name: str, payload: dict[str, Any], *, seeds: list[int]) -> Pat
     path.parent.mkdir(exist_ok=True)
     write_json(path, _without_roots({**made, **payload}))
     return path
+
+
+def is_done(note: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether a run's figures are there; figures of another plan than today's end the script."""
+    if not note.exists():
+        return False
+    if read_json(note).get("plan") != plan:
+        raise SystemExit(f"{note}: of another recipe, or of other --images; take another --work, or remove it, and what was drawn")
+    return True
 
 
 def with_joint(cohort: Cohort, invisible: Sequence[str] = ()) -> Cohort:
