@@ -328,6 +328,8 @@ def align(
     if _first_rank():
         if not result.reached:
             console.print(f"[yellow]warning[/]: {result.shortfall}")
+        if result.certificate:
+            console.print(result.certificate, markup=False)  # brackets are bounds
         print(f"{result.model}")
 
 

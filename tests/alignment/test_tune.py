@@ -19,7 +19,7 @@ from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.state import AlignState
 from evenhand.alignment.tune import align
-from evenhand.alignment.validation import Standing, Validation
+from evenhand.alignment.validation import Certificate, Standing, Validation
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import read_json, write_json
 from evenhand.core.errors import UserError
@@ -112,6 +112,8 @@ def test_the_best_weights_are_kept_and_certified_on_other_seeds(settings: Any) -
     assert result.certified is not None and sum(result.certified.values()) == pytest.approx(1)
     facts = read_json(result.model / "evenhand.json")
     assert facts["kept"]["iteration"] == result.kept and facts["certified"] == result.certified
+    for group, (low, high) in facts["certified_interval"].items():
+        assert low <= result.certified[group] <= high and f"{group} {result.certified[group]:.3f} [{low:.3f}" in result.certificate
     assert [guide["role"] for guide in facts["guides"]] == ["guide", "held-out guide"]
     assert len({guide["sha256"] for guide in facts["guides"]}) == 2
     assert len(list((result.run / "sheets").glob("*.png"))) == 4
@@ -330,6 +332,20 @@ def test_noise_levels_cover_every_run_of_places(settings: Any, monkeypatch: pyte
     assert len(np.unique(steps[:, 0])) > 15
 
 
+def test_what_held_out_guides_read_is_corrected_for_their_errors(settings: Any, guides: list[Path], tmp_path: Path) -> None:
+    """Votes of a guide that takes every test subject for the other sex mean the contrary; unknown errors change nothing."""
+    shares = {}
+    for name, read_as in {"right": [[1.0, 0.0], [0.0, 1.0]], "wrong": [[0.0, 1.0], [1.0, 0.0]], "silent": None}.items():
+        held_out = tmp_path / name
+        shutil.copytree(guides[1], held_out)
+        facts = read_json(held_out / "calibration.json")
+        write_json(held_out / "calibration.json", {**facts, "read_as": read_as, "test_subjects": [9, 9]})
+        result = align(settings(f"of-{name}", guide=guides[:1], held_out_guide=[held_out], iterations=1, validate_every=1))
+        shares[name] = result.certified["male"], log(result.run)[0]["validation"]["held_out"]["male"]
+    for right, wrong, silent in zip(*shares.values(), strict=True):
+        assert right == pytest.approx(silent) and wrong == pytest.approx(1 - right)
+
+
 def test_distillation_slows_to_a_halt_and_is_scaled_to_the_target(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last weights went past the target by a quarter of their way; a second look finds where the target is."""
     target, real, count, seen = within_reach(settings), Validation.standing, Validation.certified, dict[str, Any]()
@@ -341,7 +357,7 @@ def test_distillation_slows_to_a_halt_and_is_scaled_to_the_target(settings: Any,
         seen[sheet] = {name: weight.clone() for name, weight in unet.state_dict().items()}
         return Standing(*[np.array([male + off[sheet], 1 - male - off[sheet]])] * 2, None)
 
-    def certified(validation: Validation, unet: torch.nn.Module, n: int) -> np.ndarray:
+    def certified(validation: Validation, unet: torch.nn.Module, n: int) -> Certificate:
         seen["certified"] = {name: weight.clone() for name, weight in unet.state_dict().items()}
         return count(validation, unet, n)
 

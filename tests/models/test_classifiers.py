@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from full_disk import fail_at_every_write
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import confusion_matrix, roc_auc_score
 from transformers import AutoModelForImageClassification
 
 from evenhand.cohorts.cohort import Cohort
@@ -34,6 +34,9 @@ def test_it_tells_phantoms_apart_and_says_how_well(classifier_folder: Path, brai
     facts = json.loads((classifier_folder / "calibration.json").read_text())
     assert facts["n"] == {split: len(Cohort.load(brain).split(split)) for split in ("train", "val", "test")}
     assert set(facts["auc_by_group"]) == {"age_group"}
+    read_as = confusion_matrix(labels, probabilities.argmax(1), normalize="true")
+    np.testing.assert_allclose(facts["read_as"], read_as)
+    assert facts["test_subjects"] == [test.table["subject_id"][labels == code].nunique() for code in (0, 1)]
     assert classifier.subjects_sha256 == facts["subjects_sha256"] and len(facts["subjects_sha256"]) == 64
     assert AutoModelForImageClassification.from_pretrained(classifier_folder).config.id2label == dict(enumerate(classifier.groups))
 
@@ -56,6 +59,7 @@ def test_an_absent_group_is_undefined_and_so_is_one_class(brain: Path, tmp_path:
     train_classifier(ClassifierSettings(cohort=tmp_path / "cohort", target="age_group", out=out, steps=1, batch_size=4, augment=False))
     facts = json.loads((out / "calibration.json").read_text())
     assert facts["groups"] == ["young", "middle", "old"] and facts["auc"] is not None
+    assert facts["read_as"][1] is None and sum(facts["read_as"][0]) == pytest.approx(1) and facts["test_subjects"][1] == 0
     out2 = tmp_path / "sex"
     train_classifier(ClassifierSettings(cohort=tmp_path / "cohort", target="sex", out=out2, steps=1, batch_size=4))
     by_group = json.loads((out2 / "calibration.json").read_text())["auc_by_group"]["age_group"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from evenhand.alignment.targets import joint_probabilities
 from evenhand.cohorts.cohort import Cohort
@@ -76,6 +77,12 @@ class Guides:
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Joint probabilities (B, K) of images (B, channels, H, W) in [0, 1]; differentiable."""
         return joint_probabilities([self._mean(attribute, in_colour(images)) for attribute in self.by_attribute])
+
+    def votes(self, images: torch.Tensor) -> torch.Tensor:
+        """Joint votes (B, K) of images (B, channels, H, W) in [0, 1]: the guides of an attribute have equal parts of one vote."""
+        colour = in_colour(images)
+        likeliest = {attribute: self.logits(attribute, colour).argmax(-1) for attribute in self.by_attribute}
+        return joint_probabilities([F.one_hot(likeliest[name], len(groups)).float().mean(0) for name, groups in self.groups.items()])
 
     def _mean(self, attribute: str, images: torch.Tensor) -> torch.Tensor:
         return (self.logits(attribute, images) / self.temperatures.get(attribute, 1.0)).softmax(-1).mean(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def publish(
     groups: list[str],
     guides: Guides,
     held_out: Guides,
-    certified: dict[str, float] | None,
+    certificate: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> Path:
     """Write the best weights as ``OUT/model``; a LoRA run adds ``OUT/lora`` and folds it into the model."""
@@ -32,7 +33,7 @@ def publish(
             "guides": [*_facts(guides, "guide"), *_facts(held_out, "held-out guide")],
             "target": dict(zip(groups, state.target.tolist(), strict=True)),
             "kept": state.best,
-            "certified": certified,
+            **certificate,
             "aligned_from": state.model_sha256,
         }
         write_model(settings.out, settings.model, pipeline, stage_of(pipeline).unet, state.best_weights, facts)

@@ -138,7 +138,10 @@ class AlignSettings(Settings):
 
 @dataclass(frozen=True)
 class AlignResult:
-    """What an alignment left behind. Distances are total variation between shown and target mix, by the held-out guide."""
+    """What an alignment left behind.
+
+    Distances are total variation between target and shown mix, as the held-out guides read it, corrected for their errors on real images.
+    """
 
     run: Path
     model: Path | None  # None when the run was interrupted
@@ -147,8 +150,19 @@ class AlignResult:
     scale: float  # of them, on the way from the untuned weights; other than 1 in form distill alone
     distance: float | None  # at validation
     certified: dict[str, float] | None  # share of each joint group on fresh seeds
+    certified_interval: dict[str, tuple[float, float]] | None  # 95 %: of the images, and of what is known of the held-out guides' errors
     reached: bool
     interrupted: bool = False
+
+    @property
+    def certificate(self) -> str:
+        """Who is drawn on fresh seeds, in words; empty where nobody looked."""
+        if not self.certified or not self.certified_interval:
+            return ""
+        bounds = self.certified_interval
+        return "on fresh seeds: " + ", ".join(
+            f"{group} {share:.3f} [{bounds[group][0]:.3f}, {bounds[group][1]:.3f}]" for group, share in self.certified.items()
+        )
 
     @property
     def shortfall(self) -> str:

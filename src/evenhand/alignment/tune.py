@@ -68,6 +68,9 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
     validation = Validation.prepare(
         work.drawing, state.target, work.guides, work.held_out, work.encoders, state.untuned, settings.out / "sheets"
     )
+    if accelerator.is_main_process:
+        for reason in validation.corrections[1].unknown:
+            console.print(f"[yellow]warning[/]: {reason}; shares are counted as they are read")
     with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
         if not state.standing:
             _log(work, {"iteration": 0, **_validate(work, validation)})  # where the model stands before
@@ -91,7 +94,7 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
 
 
 def _interrupted(work: Work) -> AlignResult:
-    return AlignResult(work.settings.out, None, work.state.iteration, 0, 1.0, None, None, reached=False, interrupted=True)
+    return AlignResult(work.settings.out, None, work.state.iteration, 0, 1.0, None, None, None, reached=False, interrupted=True)
 
 
 def _log(work: Work, facts: dict[str, Any]) -> None:
@@ -182,11 +185,14 @@ def _kept(work: Work, validation: Validation) -> AlignResult:
     settings, state = work.settings, work.state
     assert state.best is not None
     work.unet.load_state_dict(state.best_weights, strict=False)
-    certified = None
+    certified = interval = None
     if settings.certified_images:
-        shares = validation.certified(work.unet, settings.certified_images)
-        certified = dict(zip(work.groups, shares.tolist(), strict=True))
+        found = validation.certified(work.unet, settings.certified_images)
+        certified = dict(zip(work.groups, found.shares.tolist(), strict=True))
+        interval = dict(zip(work.groups, zip(found.low.tolist(), found.high.tolist(), strict=True), strict=True))
     reached = bool(state.best["distance"] <= settings.tolerance)
-    model = publish(settings, state, work.groups, work.guides, work.held_out, certified, work.accelerator)
+    told = {"certified": certified, "certified_interval": interval}
+    model = publish(settings, state, work.groups, work.guides, work.held_out, told, work.accelerator)
     scale = state.best.get("scale", 1.0)
-    return AlignResult(settings.out, model, state.iteration, state.best["iteration"], scale, state.best["distance"], certified, reached)
+    kept, distance = state.best["iteration"], state.best["distance"]
+    return AlignResult(settings.out, model, state.iteration, kept, scale, distance, certified, interval, reached)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from evenhand.alignment.correction import Correction
 from evenhand.alignment.drawing import Drawing
 from evenhand.alignment.guides import Guides, in_colour
 from evenhand.alignment.targets import total_variation
@@ -38,6 +39,15 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """Shares (C K,) of joint groups on seeds that no step and no validation has seen, by the held-out guides, and 95 % bounds."""
+
+    shares: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
 class Validation:
     """Images of fixed seeds, and how the untuned model's look to the encoders."""
 
@@ -45,6 +55,7 @@ class Validation:
     target: np.ndarray  # (C K,)
     guides: Guides
     held_out: Guides
+    corrections: tuple[Correction, Correction]  # of both
     encoders: list[Encoder]
     untuned: torch.Tensor  # (n, d) embeddings, on the CPU
     folder: Path
@@ -61,7 +72,8 @@ class Validation:
         if encoders:
             drawn = drawing.images(untuned, "validation", n)
             features = drawing.whole([(places, embed(encoders, pixels)) for places, _, pixels in drawn], n)
-        return cls(drawing, target, guides, held_out, encoders, features, folder)
+        first, second = (Correction.of(found, len(drawing.classes.names)) for found in (guides, held_out))
+        return cls(drawing, target, guides, held_out, (first, second), encoders, features, folder)
 
     @torch.no_grad()
     def standing(self, unet: torch.nn.Module, sheet: str) -> Standing:
@@ -71,22 +83,24 @@ class Validation:
         for places, classes, pixels in self.drawing.images(unet, "validation", n):
             if places[0] == 0:
                 write_sheet(self.folder / f"{sheet}.png", pixels[:_SHOWN])
-            read = [self._shown(guides, pixels, classes) for guides in (self.guides, self.held_out)]
-            found.append((places, torch.stack([*read, self._nearness(places, pixels)], dim=1)))
-        rows = self.drawing.whole(found, n).numpy()
-        guide, held_out = (self._counts(rows[:, i]) / n for i in (0, 1))
-        settled = self.drawing.classes.settled
-        nearness = float(rows[: len(self.untuned), 2].mean()) if self.encoders else None
-        return Standing(settled(guide, self.target), settled(held_out, self.target), nearness)
+            read = [self._votes(guides, pixels, classes) for guides in (self.guides, self.held_out)]
+            found.append((places, torch.cat([*read, self._nearness(places, pixels)[:, None]], dim=1)))
+        rows, k = self.drawing.whole(found, n).double().numpy(), len(self.target)
+        votes = rows[:, :k], rows[:, k:-1]
+        guide, held_out = (self._settled(found.shares(own.mean(0))) for found, own in zip(self.corrections, votes, strict=True))
+        return Standing(guide, held_out, float(rows[: len(self.untuned), -1].mean()) if self.encoders else None)
 
     @torch.no_grad()
-    def certified(self, unet: torch.nn.Module, n: int) -> np.ndarray:
-        """Shares (C K,) by the held-out guides among ``n`` images of seeds that no step and no validation has seen."""
+    def certified(self, unet: torch.nn.Module, n: int) -> Certificate:
+        """Shares among ``n`` images."""
         found = [
-            (places, self._shown(self.held_out, pixels, classes)[:, None].float())
+            (places, self._votes(self.held_out, pixels, classes))
             for places, classes, pixels in self.drawing.images(unet, "certification", n)
         ]
-        return self.drawing.classes.settled(self._counts(self.drawing.whole(found, n).numpy()[:, 0]) / n, self.target)
+        votes, (_, correction) = self.drawing.whole(found, n).double().numpy(), self.corrections
+        shares = self._settled(correction.shares(votes.mean(0)))
+        low, high = correction.interval(votes, self._settled, self.drawing.settings.seed)
+        return Certificate(shares, np.minimum(low, shares), np.maximum(high, shares))
 
     def _nearness(self, places: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
         """Cosine (b,) to the untuned model's images of these places; 0 of those that are not compared."""
@@ -95,12 +109,12 @@ class Validation:
             found[rows] = F.cosine_similarity(embed(self.encoders, pixels[rows]), self.untuned[places[rows]].to(pixels.device))
         return found
 
-    def _shown(self, guides: Guides, pixels: torch.Tensor, classes: np.ndarray) -> torch.Tensor:
-        """Joint group (b,) that guides read from each image."""
-        return self.drawing.classes.joint(guides.probabilities(pixels), classes).argmax(1)
+    def _votes(self, guides: Guides, pixels: torch.Tensor, classes: np.ndarray) -> torch.Tensor:
+        """Votes (b, C K) of guides for the joint group of each image."""
+        return self.drawing.classes.joint(guides.votes(pixels), classes)
 
-    def _counts(self, groups: np.ndarray) -> np.ndarray:
-        return np.bincount(groups.astype(int), minlength=len(self.target))
+    def _settled(self, shares: np.ndarray) -> np.ndarray:
+        return self.drawing.classes.settled(shares, self.target)
 
 
 def embed(encoders: list[Encoder], pixels: torch.Tensor) -> torch.Tensor:

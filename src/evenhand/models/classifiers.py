@@ -276,12 +276,20 @@ def _held_out_facts(
         "temperature": temperature,
         "auc": _auc(logits, codes),
         "accuracy": float((logits.argmax(1) == codes).mean()) if len(codes) else None,
+        "read_as": _read_as(logits.argmax(1), codes, len(groups)),
+        "test_subjects": [int(test.table["subject_id"][codes == code].nunique()) for code in range(len(groups))],
         "auc_by_group": by_group,
         "n": {"train": len(_rows(labelled, settings)), "val": len(val), "test": len(test)},
         "subjects_sha256": _hash_subjects(subjects),
         "cohort": labelled.schema.name,
         "provenance": provenance(settings=settings.model_dump(mode="json")),
     }
+
+
+def _read_as(read: np.ndarray, codes: np.ndarray, k: int) -> list[list[float] | None]:
+    """Which part of each group's images is read as which group: a row a group, None where it has no image."""
+    rows = ((codes == code) for code in range(k))
+    return [(np.bincount(read[own], minlength=k) / own.sum()).tolist() if own.any() else None for own in rows]
 
 
 def _hash_subjects(subjects: list[str]) -> str:
