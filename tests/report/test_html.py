@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from report.conftest import facts, result_of
 
+from evenhand.audit.comparison import Comparison
+from evenhand.audit.decisions import LevellingDown
 from evenhand.audit.result import AuditResult
 from evenhand.cohorts.cohort import CohortSchema, to_image
 from evenhand.cohorts.writing import cohort_writer
@@ -140,3 +142,17 @@ def test_the_same_noise_before_and_after(tmp_path):
     assert [(strip.side, strip.count) for strip in strips] == [("before", 2), ("after", 2)] and strips[0].uri != strips[1].uri
     assert same_noise(results[0], results[0]) == []
     assert same_noise(result_of(tmp_path), results[0]) == []  # its cohort is not there
+
+
+def test_only_a_clear_levelling_down_is_loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What noise could have made is said too, in plain type."""
+    told = [
+        LevellingDown(flagged=True, clear=clear, text=text, gap_before=0.2, gap_after=0.1)
+        for clear, text in ((True, "the best group fell"), (False, "the best group may have fallen"))
+    ]
+    monkeypatch.setattr("evenhand.report.html._before_after", lambda chapters: Comparison([], told, ""))
+    paths = [tmp_path / "first.json", tmp_path / "second.json"]
+    for path in paths:
+        path.write_text(result_of(tmp_path).model_dump_json())
+    text = write_report(paths, tmp_path / "report.html").read_text()
+    assert "<p><strong>the best group fell</strong></p>" in text and "<p>the best group may have fallen</p>" in text
