@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--images", type=int, default=4000, help="generated to measure a model")
     options = parser.parse_args()
+    _with_recorded(_found(options.work), RESULTS / "alignment.json", options.images)  # sooner than after hours
     for seed in options.seeds:
         world = options.work / f"seed-{seed}"
         world.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def main() -> None:
             _prepare(world, seed)
         for recipe in dict.fromkeys(["before", *options.recipes]):
             _run(world, recipe, seed, options.images)
-    found = _with_recorded(_found(options.work), RESULTS / "alignment.json")
+    found = _with_recorded(_found(options.work), RESULTS / "alignment.json", options.images)
     against = against_before(found)
     write_result(
         "alignment", {"target": TARGET, "joint_target": JOINT_TARGET, "against_before": against, "runs": found},
@@ -178,7 +179,7 @@ def _classifiers(world: Path, seed: int) -> None:
 
 def _run(world: Path, recipe: str, seed: int, images: int) -> None:
     """One recipe, unless it is there."""
-    note, plan = world / "found" / f"{recipe}.json", {"recipe": RECIPES[recipe], "solver_steps": SOLVER_STEPS, "images": images}
+    note, plan = world / "found" / f"{recipe}.json", _plan(RECIPES[recipe], images)
     if is_done(note, plan):
         return
     note.parent.mkdir(exist_ok=True)
@@ -194,6 +195,11 @@ def _run(world: Path, recipe: str, seed: int, images: int) -> None:
     made = _drawn(model, world / "drawn" / recipe, world, n=images, seed=900 + seed)
     how = {key: value for key, value in provenance().items() if key in ("git", "made_at")}
     write_json(note, {"plan": plan, "made": how, **facts, **measured(world, made, parse_mix(RECIPES[recipe].get("target", TARGET)))})
+
+
+def _plan(changes: Mapping[str, Any], images: int) -> dict[str, Any]:
+    """What a run is of."""
+    return {"recipe": changes, "solver_steps": SOLVER_STEPS, "images": images}
 
 
 def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]:
@@ -292,20 +298,22 @@ def _found(work: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _with_recorded(found: Mapping[str, Mapping[str, Any]], result: Path) -> dict[str, dict[str, Any]]:
+def _with_recorded(found: Mapping[str, Mapping[str, Any]], result: Path, images: int) -> dict[str, dict[str, Any]]:
     """And the runs that the result file has and the work folder has not: a table of so many runs is not made in one go.
 
-    A seed must be the same world in both, to which its untuned model's figures are the witness; a recipe must be the one that was run.
+    A seed must be the same world in both, to which its untuned model's figures are the witness, and a run be of today's plan.
     """
     recorded = read_json(result)["runs"] if result.exists() else {}
+    if gone := sorted(set(recorded) - set(RECIPES)):
+        raise SystemExit(f"{result}: {gone[0]} is no recipe of today's; take it out of the file")
     joined: dict[str, dict[str, Any]] = {}
     for recipe, changes in RECIPES.items():
         runs = {**recorded.get(recipe, {}), **found.get(recipe, {})}
         for seed, run in runs.items():
             witness = recorded.get(recipe, {}).get(seed, run) if recipe == "before" else run
-            if run["plan"]["recipe"] != changes or run | {"made": None} != witness | {"made": None}:
-                raise SystemExit(f"{result}: {recipe} of seed {seed} is of another recipe or world; move the file away, and run all again")
-        joined |= {recipe: dict(sorted(runs.items()))} if runs else {}
+            if run["plan"] != _plan(changes, images) or run | {"made": None} != witness | {"made": None}:
+                raise SystemExit(f"{result}: {recipe} of seed {seed} is of another plan or world; take it out of the file, or of --work")
+        joined |= {recipe: dict(sorted(runs.items(), key=lambda run: int(run[0])))} if runs else {}
     return joined
 
 

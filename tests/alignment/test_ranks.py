@@ -62,5 +62,5 @@ def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, cla
     for name, weights in published[0].items():
         torch.testing.assert_close(published[1][name], weights, rtol=1e-3, atol=1e-4)
     alone, together = (read_json(folder / "model" / "evenhand.json") for folder in (one.run, both.out))
-    for key in ("kept", "certified"):
+    for key in ("kept", "certified", "certified_interval"):
         assert together[key] == alone[key]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from evenhand.alignment import tune, validation
 from evenhand.alignment.exemplars import OWN_FILE, Exemplars
@@ -339,11 +339,31 @@ def test_what_held_out_guides_read_is_corrected_for_their_errors(settings: Any, 
         held_out = tmp_path / name
         shutil.copytree(guides[1], held_out)
         facts = read_json(held_out / "calibration.json")
-        write_json(held_out / "calibration.json", {**facts, "read_as": read_as, "test_subjects": [9, 9]})
+        write_json(held_out / "calibration.json", {**facts, "read_as": read_as, "test_subjects": [30, 30]})
         result = align(settings(f"of-{name}", guide=guides[:1], held_out_guide=[held_out], iterations=1, validate_every=1))
         shares[name] = result.certified["male"], log(result.run)[0]["validation"]["held_out"]["male"]
     for right, wrong, silent in zip(*shares.values(), strict=True):
         assert right == pytest.approx(silent) and wrong == pytest.approx(1 - right)
+
+
+def test_held_out_guides_speak_of_groups_in_the_guides_order(settings: Any, guides: list[Path], tmp_path: Path) -> None:
+    """One whose head has the groups the other way round reads the same; one of other groups is refused."""
+    turned = tmp_path / "turned"
+    shutil.copytree(guides[1], turned)
+    weights = load_file(turned / "model.safetensors")
+    head = {name: weight.flip(0) for name, weight in weights.items() if name.startswith("classifier.")}
+    assert head
+    save_file({**weights, **head}, turned / "model.safetensors", metadata={"format": "pt"})
+    facts = read_json(turned / "calibration.json")
+    read_as = [row[::-1] for row in facts["read_as"]][::-1]
+    changed = {"groups": facts["groups"][::-1], "read_as": read_as, "test_subjects": facts["test_subjects"][::-1]}
+    write_json(turned / "calibration.json", {**facts, **changed})
+    few = {"iterations": 1, "validate_every": 1, "guide": guides[:1]}
+    first, second = (align(settings(f"of-{path.name}", held_out_guide=[path], **few)) for path in (guides[1], turned))
+    assert second.certified == pytest.approx(first.certified)
+    write_json(turned / "calibration.json", {**facts, "groups": ["male", "diverse"]})
+    with pytest.raises(UserError, match=r"turned: its groups of sex are male, diverse, those of the guides .*male"):
+        align(settings("other", held_out_guide=[turned], **few))
 
 
 def test_distillation_slows_to_a_halt_and_is_scaled_to_the_target(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

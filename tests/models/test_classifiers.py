@@ -66,6 +66,27 @@ def test_an_absent_group_is_undefined_and_so_is_one_class(brain: Path, tmp_path:
     assert by_group["middle"] is None and isinstance(by_group["old"], float)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"read_as": [[1.0, 0.0]]},
+        {"read_as": [[1.0, 0.0], [1.0]]},
+        {"read_as": [[80, 20], [35, 65]]},
+        {"read_as": [[1.0, None], [0.0, 1.0]]},
+        {"read_as": {"male": [1.0, 0.0]}},
+        {"test_subjects": 9},
+        {"test_subjects": [9, None]},
+        {"test_subjects": [9]},
+    ],
+)
+def test_errors_that_make_no_sense_are_refused(changed: dict[str, object], classifier_folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(classifier_folder, tmp_path / "broken")
+    facts = json.loads((broken / "calibration.json").read_text())
+    (broken / "calibration.json").write_text(json.dumps({**facts, **changed}))
+    with pytest.raises(UserError, match=r"calibration\.json: 'read_as' must have a row of 2 shares .* train the classifier again"):
+        Classifier.load(broken)
+
+
 @pytest.mark.parametrize("arch", ["vit", "efficientnet"])
 def test_every_architecture_trains_and_loads(arch: str, brain: Path, tmp_path: Path) -> None:
     settings = ClassifierSettings(cohort=brain, target="sex", out=tmp_path / arch, arch=arch, steps=1, batch_size=2)

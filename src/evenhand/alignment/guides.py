@@ -28,6 +28,9 @@ class Guides:
 
     by_attribute: Mapping[str, Sequence[Classifier]]
     temperatures: Mapping[str, float] = field(default_factory=dict)  # attribute -> what its logits are divided by; 1 where none is told
+    order: Mapping[str, list[str]] = field(
+        default_factory=dict
+    )  # attribute -> its groups; as its first classifier has them where none is told
 
     @classmethod
     def load(cls, paths: Sequence[Path]) -> Guides:
@@ -62,7 +65,7 @@ class Guides:
     @property
     def groups(self) -> dict[str, list[str]]:
         """Attributes and their groups, in the order of the joint code."""
-        return {attribute: guides[0].groups for attribute, guides in self.by_attribute.items()}
+        return {attribute: self.order.get(attribute, guides[0].groups) for attribute, guides in self.by_attribute.items()}
 
     @property
     def joint(self) -> list[str]:

@@ -66,11 +66,15 @@ def _precision(settings: AlignSettings) -> str:
 def _run(work: Work, stop: StopSignal) -> AlignResult:
     settings, state, accelerator = work.settings, work.state, work.accelerator
     validation = Validation.prepare(
-        work.drawing, state.target, work.guides, work.held_out, work.encoders, state.untuned, settings.out / "sheets"
+        work.drawing,
+        state.target,
+        work.guides,
+        work.held_out,
+        list(work.corrections.values()),
+        work.encoders,
+        state.untuned,
+        settings.out / "sheets",
     )
-    if accelerator.is_main_process:
-        for reason in validation.corrections[1].unknown:
-            console.print(f"[yellow]warning[/]: {reason}; shares are counted as they are read")
     with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
         if not state.standing:
             _log(work, {"iteration": 0, **_validate(work, validation)})  # where the model stands before
@@ -191,7 +195,7 @@ def _kept(work: Work, validation: Validation) -> AlignResult:
         certified = dict(zip(work.groups, found.shares.tolist(), strict=True))
         interval = dict(zip(work.groups, zip(found.low.tolist(), found.high.tolist(), strict=True), strict=True))
     reached = bool(state.best["distance"] <= settings.tolerance)
-    told = {"certified": certified, "certified_interval": interval}
+    told = {"certified": certified, "certified_interval": interval, "not_corrected": work.corrections["held-out guide"].unknown}
     model = publish(settings, state, work.groups, work.guides, work.held_out, told, work.accelerator)
     scale = state.best.get("scale", 1.0)
     kept, distance = state.best["iteration"], state.best["distance"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Validation:
     target: np.ndarray  # (C K,)
     guides: Guides
     held_out: Guides
-    corrections: tuple[Correction, Correction]  # of both
+    corrections: Sequence[Correction]  # of both
     encoders: list[Encoder]
     untuned: torch.Tensor  # (n, d) embeddings, on the CPU
     folder: Path
@@ -63,8 +64,8 @@ class Validation:
     @classmethod
     @torch.no_grad()
     def prepare(
-        cls, drawing: Drawing, target: np.ndarray, guides: Guides, held_out: Guides, encoders: list[Encoder], untuned: torch.nn.Module,
-        folder: Path,
+        cls, drawing: Drawing, target: np.ndarray, guides: Guides, held_out: Guides, corrections: Sequence[Correction],
+        encoders: list[Encoder], untuned: torch.nn.Module, folder: Path,
     ) -> Validation:  # fmt: skip
         """Draw the untuned model's images once."""
         n = min(drawing.settings.validation_images, COMPARED)
@@ -72,8 +73,7 @@ class Validation:
         if encoders:
             drawn = drawing.images(untuned, "validation", n)
             features = drawing.whole([(places, embed(encoders, pixels)) for places, _, pixels in drawn], n)
-        first, second = (Correction.of(found, len(drawing.classes.names)) for found in (guides, held_out))
-        return cls(drawing, target, guides, held_out, (first, second), encoders, features, folder)
+        return cls(drawing, target, guides, held_out, corrections, encoders, features, folder)
 
     @torch.no_grad()
     def standing(self, unet: torch.nn.Module, sheet: str) -> Standing:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from evenhand.alignment.correction import Correction
 from evenhand.alignment.drawing import Drawing, read_prompts, stating
 from evenhand.alignment.exemplars import Exemplars
 from evenhand.alignment.guides import Guides
@@ -38,6 +39,7 @@ class Work:
     softened: Guides  # what pulls in form kl
     softened_target: np.ndarray  # (C K,) what those read at the target
     held_out: Guides
+    corrections: dict[str, Correction]  # of guides and held-out guides
     encoders: list[Encoder]
     real: Exemplars | None
     fingerprint: dict[str, str]
@@ -64,8 +66,14 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     guides, held_out = _guides(settings, accelerator)
     prompts, classes = read_prompts(Path(settings.prompts), settings.within)
     target = classes.target(settings.target, guides)
+    corrections = {role: Correction.of(found, len(classes.names)) for role, found in (("guide", guides), ("held-out guide", held_out))}
     state = AlignState.create(settings, target, accelerator)
     if accelerator.is_main_process:
+        for role, found in corrections.items():
+            for reason in found.unknown:
+                console.print(
+                    f"[yellow]warning[/]: {role}: {reason}; until then its readings are not corrected for its errors", soft_wrap=True
+                )
         _warn_of(prompts, guides, "what they ask for is drawn, their mix will hardly move")
     drawing = Drawing.prepare(state.stage, prompts, classes, settings, accelerator)
     real = None
@@ -87,6 +95,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     fingerprint = {
         "model": state.model_sha256,
         "guides": " ".join(",".join(guide.sha256 for guide in found.all) for found in (guides, held_out)),
+        "guides' errors": repr([found.matrix().round(9).tolist() for found in corrections.values()]),
         "target mix": json.dumps(dict(zip(classes.groups(guides), target.round(9).tolist(), strict=True))),
         "prompts": _digest(prompts),
         "encoders": ",".join(encoder.sha256 for encoder in encoders),
@@ -94,7 +103,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     }
     guides, held_out = guides.to(accelerator.device), held_out.to(accelerator.device)
     softened = soften(guides, target, drawing, state.untuned, settings.confidence) if settings.form == "kl" else (guides, target)
-    return Work(settings, accelerator, state, drawing, guides, *softened, held_out, encoders, real, fingerprint)
+    return Work(settings, accelerator, state, drawing, guides, *softened, held_out, corrections, encoders, real, fingerprint)
 
 
 def _warn_of(prompts: Sequence[str], guides: Guides, consequence: str) -> None:
@@ -136,7 +145,12 @@ def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, 
             raise UserError(
                 f"--held-out-guide {found[0].path}: no guide reads {attribute!r}; {did_you_mean(attribute, guides.by_attribute)}"
             )
-    return guides, Guides({attribute: held_out.by_attribute[attribute] for attribute in guides.by_attribute})
+        if set(found[0].groups) != set(groups := guides.groups[attribute]):
+            raise UserError(
+                f"--held-out-guide {found[0].path}: its groups of {attribute} are {', '.join(found[0].groups)}, those of the guides "
+                f"{', '.join(groups)}; train both on cohorts of one schema"
+            )
+    return guides, Guides({attribute: held_out.by_attribute[attribute] for attribute in guides.by_attribute}, order=guides.groups)
 
 
 def _refuse_twice(classifiers: Sequence[Classifier]) -> None:

@@ -101,6 +101,7 @@ class Classifier:
                 f"{folder / CALIBRATION_FILE}: {len(facts['groups'])} groups, the model tells {model.config.num_labels} apart; "
                 "train the classifier again"
             )
+        _check_errors(folder / CALIBRATION_FILE, facts)
         return cls(
             model=model.eval(),
             preprocessing=Preprocessing.load(folder),
@@ -284,6 +285,25 @@ def _held_out_facts(
         "cohort": labelled.schema.name,
         "provenance": provenance(settings=settings.model_dump(mode="json")),
     }
+
+
+def _check_errors(path: Path, facts: dict[str, Any]) -> None:
+    """Raise where what a file says of its classifier's errors, if it does, is not what training writes."""
+    if facts.get("read_as") is None:
+        return
+    k = len(facts["groups"])
+    try:
+        rows, subjects = list(facts["read_as"]), list(facts["test_subjects"])
+        known = np.array([row for row in rows if row is not None], dtype=float).reshape(-1, k)
+        right = len(rows) == len(subjects) == k and bool((known >= 0).all()) and np.allclose(known.sum(1), 1)
+        right = right and all(isinstance(n, int) and n >= 0 for n in subjects)
+    except (KeyError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise UserError(
+            f"{path}: 'read_as' must have a row of {k} shares a group, which sum to 1, and 'test_subjects' a count a group; "
+            "train the classifier again"
+        )
 
 
 def _read_as(read: np.ndarray, codes: np.ndarray, k: int) -> list[list[float] | None]:
