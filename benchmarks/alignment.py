@@ -48,7 +48,7 @@ JOINT_TARGET = "sex*age_group=male/young:0.2,male/old:0.3,female/young:0.35,fema
 
 _DISTILL: dict[str, Any] = {"learning_rate": BASE_RATE, "validate_every": 600}
 _SOURCE: dict[str, Any] = {**_DISTILL, "exemplars": "source-silent"}
-# Changes to the default alignment towards TARGET; "exemplars" and "anchor_cohort" name cohorts of the seed's world, "guide" classifiers.
+# Changes to the default alignment towards TARGET; "exemplars" names a cohort of the seed's world, "guide" classifiers.
 # The first two are no alignment: the model itself, and what it becomes if it is only trained on for as long as "source" is tuned.
 RECIPES: dict[str, dict[str, Any]] = {
     "before": {},
@@ -65,10 +65,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "kl-certain": {"form": "kl", "confidence": 1.0},
     "kl-undamped": {"form": "kl", "damping": 0},
     "kl-no-consistency": {"form": "kl", "consistency": 0},
-    "kl-last-half": {"form": "kl", "carrying": "last:5"},
     "kl-truncated-2": {"form": "kl", "path": "truncated"},
     "kl-full": {"form": "kl", "path": "full"},
-    "kl-source-anchor": {"form": "kl", "anchor": 1.0, "anchor_cohort": "source"},
     "transport": {"form": "transport"},
     "trap": {
         "form": "kl",
@@ -209,9 +207,8 @@ def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]
         [classifier_folder(world, name, attribute) for attribute in attributes for name in names]
         for names in (changes.pop("guide", ["guide-0", "guide-1"]), ["held-out"])
     )
-    for key in ("exemplars", "anchor_cohort"):
-        if key in changes:
-            changes[key] = world / "cohorts" / changes[key]
+    if "exemplars" in changes:
+        changes["exemplars"] = world / "cohorts" / changes["exemplars"]
     out, start = world / "runs" / recipe, time.process_time()
     settings = AlignSettings(
         model=str(world / "base" / "run"), guide=guides, held_out_guide=held_out, prompts=str(world / "cohorts" / "source"), out=out,
