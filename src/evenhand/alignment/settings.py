@@ -152,6 +152,7 @@ class AlignResult:
     certified: dict[str, float] | None  # share of each joint group on fresh seeds
     certified_interval: dict[str, tuple[float, float]] | None  # 95 %: of the images, and of what is known of the held-out guides' errors
     reached: bool
+    contradicted: bool = False  # near at validation, and not on fresh seeds: then it is not reached
     interrupted: bool = False
 
     @property
@@ -167,6 +168,8 @@ class AlignResult:
     @property
     def shortfall(self) -> str:
         """What to say where the target was not reached, and what to do."""
+        if self.contradicted:
+            return "the target was near at validation, and is not on fresh seeds; raise validation_images in a --config file"
         remedy = "raise --tolerance or --iterations"
         if self.scale == 0:
             remedy = "no tuned weights came nearer, so the model is as it was; raise --iterations"

@@ -190,13 +190,16 @@ def _kept(work: Work, validation: Validation) -> AlignResult:
     assert state.best is not None
     work.unet.load_state_dict(state.best_weights, strict=False)
     certified = interval = None
+    near, contradicted = bool(state.best["distance"] <= settings.tolerance), False
     if settings.certified_images:
         found = validation.certified(work.unet, settings.certified_images)
         certified = dict(zip(work.groups, found.shares.tolist(), strict=True))
         interval = dict(zip(work.groups, zip(found.low.tolist(), found.high.tolist(), strict=True), strict=True))
-    reached = bool(state.best["distance"] <= settings.tolerance)
+        contradicted = near and not found.allows(state.target, settings.tolerance)
     told = {"certified": certified, "certified_interval": interval, "not_corrected": work.corrections["held-out guide"].unknown}
     model = publish(settings, state, work.groups, work.guides, work.held_out, told, work.accelerator)
     scale = state.best.get("scale", 1.0)
     kept, distance = state.best["iteration"], state.best["distance"]
-    return AlignResult(settings.out, model, state.iteration, kept, scale, distance, certified, interval, reached)
+    return AlignResult(
+        settings.out, model, state.iteration, kept, scale, distance, certified, interval, near and not contradicted, contradicted
+    )

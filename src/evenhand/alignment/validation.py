@@ -47,6 +47,10 @@ class Certificate:
     low: np.ndarray
     high: np.ndarray
 
+    def allows(self, target: np.ndarray, tolerance: float) -> bool:
+        """Whether the target (C K,) is near enough, or within all bounds."""
+        return bool(total_variation(self.shares, target) <= tolerance or ((self.low <= target) & (target <= self.high)).all())
+
 
 @dataclass(frozen=True)
 class Validation:
