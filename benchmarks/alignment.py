@@ -73,7 +73,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "path": "truncated",
         "carrying": "last:1",
         "consistency": 0,
-        "confidence": 1.0,
         "learning_rate": 1e-4,
         "ema": 0.0,
         "damping": 0,
