@@ -97,6 +97,13 @@ def test_an_interval_of_classes_and_three_groups_holds_its_shares() -> None:
     assert (low < wanted).all() and (wanted < high).all() and (high - low < 0.3).all()
 
 
+def test_the_same_few_subjects_do_not_become_many() -> None:
+    """Two guides of one cohort have six test subjects a group together; two of different cohorts have twelve."""
+    perfect = [[1.0, 0.0], [0.0, 1.0]]
+    same, other = (of(*(guide("sex", ["male", "female"], perfect, [6, 6], name) for name in names)) for names in (("a", "a"), ("a", "b")))
+    assert len(same.unknown) == 1 and "only 6 test subjects are male" in same.unknown[0] and other.unknown == []
+
+
 @pytest.mark.parametrize(
     ("read_as", "subjects", "said"),
     [

@@ -90,13 +90,14 @@ def _not_told(guides: Sequence[Classifier], order: list[str]) -> str:
     if silent is not None:
         return f"{silent.path}: {CALIBRATION_FILE} does not say how its test subjects were read; train it again"
     for group in order:
-        places = [(guide, guide.groups.index(group)) for guide in guides]
-        absent = next((guide for guide, place in places if guide.facts["read_as"][place] is None), None)
+        absent = next((guide for guide in guides if guide.facts["read_as"][guide.groups.index(group)] is None), None)
         if absent is not None:
             return f"{absent.path}: none of its test subjects is {group}; train it on a cohort whose test split has all groups"
-        if (n := sum(guide.facts["test_subjects"][place] for guide, place in places)) < _FEWEST:
-            return f"{guides[0].path}: only {n} test subjects are {group}, fewer than {_FEWEST}; train it on a larger cohort"
-    least = float(np.linalg.svd(_mean(_told(guides, order)), compute_uv=False)[-1])
+    told = _told(guides, order)
+    for group, n in zip(order, np.sum([rows.subjects for rows in told], axis=0), strict=True):
+        if n < _FEWEST:
+            return f"{guides[0].path}: only {n:.0f} test subjects are {group}, fewer than {_FEWEST}; train it on a larger cohort"
+    least = float(np.linalg.svd(_mean(told), compute_uv=False)[-1])
     if least < _FLATTEST:
         names = ", ".join(order)
         return f"{guides[0].path}: reads {names} too much alike (least singular value {least:.2f}, not {_FLATTEST}); train a better one"
