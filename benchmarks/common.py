@@ -74,7 +74,7 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds."""
-    return f"{np.mean(values):.3g}" + (f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "")
+    return f"{np.mean(values):.3g}" + (f" ± {np.std(values, ddof=1).round(9):.2g}" if len(values) > 1 else "")
 
 
 def with_interval(found: Mapping[str, float | None]) -> str:
