@@ -28,9 +28,7 @@ class Guides:
 
     by_attribute: Mapping[str, Sequence[Classifier]]
     temperatures: Mapping[str, float] = field(default_factory=dict)  # attribute -> what its logits are divided by; 1 where none is told
-    order: Mapping[str, list[str]] = field(
-        default_factory=dict
-    )  # attribute -> its groups; as its first classifier has them where none is told
+    order: Mapping[str, list[str]] = field(default_factory=dict)  # attribute -> its groups; its first classifier's where none is told
 
     @classmethod
     def load(cls, paths: Sequence[Path]) -> Guides:

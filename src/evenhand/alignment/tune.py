@@ -66,15 +66,9 @@ def _precision(settings: AlignSettings) -> str:
 def _run(work: Work, stop: StopSignal) -> AlignResult:
     settings, state, accelerator = work.settings, work.state, work.accelerator
     validation = Validation.prepare(
-        work.drawing,
-        state.target,
-        work.guides,
-        work.held_out,
-        list(work.corrections.values()),
-        work.encoders,
-        state.untuned,
+        work.drawing, state.target, work.guides, work.held_out, list(work.corrections.values()), work.encoders, state.untuned,
         settings.out / "sheets",
-    )
+    )  # fmt: skip
     with track("align", settings.iterations, done=state.iteration, quiet=not accelerator.is_main_process) as bar:
         if not state.standing:
             _log(work, {"iteration": 0, **_validate(work, validation)})  # where the model stands before
