@@ -48,7 +48,8 @@ JOINT_TARGET = "sex*age_group=male/young:0.2,male/old:0.3,female/young:0.35,fema
 
 _DISTILL: dict[str, Any] = {"learning_rate": BASE_RATE, "validate_every": 600}
 _SOURCE: dict[str, Any] = {**_DISTILL, "exemplars": "source-silent"}
-# Changes to the default alignment towards TARGET; "exemplars" names a cohort of the seed's world, "guide" classifiers.
+# Changes to the default alignment towards TARGET; "exemplars" names a cohort of the seed's world, "guide" classifiers, "model" the recipe
+# whose result is aligned once more.
 # The first two are no alignment: the model itself, and what it becomes if it is only trained on for as long as "source" is tuned.
 RECIPES: dict[str, dict[str, Any]] = {
     "before": {},
@@ -57,6 +58,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "source-to-30": {**_SOURCE, "target": "sex=male:0.3,female:0.7"},
     "source-to-70": {**_SOURCE, "target": "sex=male:0.7,female:0.3"},
     "source-to-joint": {**_SOURCE, "target": JOINT_TARGET},
+    "source-to-joint-again": {**_SOURCE, "target": JOINT_TARGET, "model": "source-to-joint", "iterations": 150},
     LORA: {**_SOURCE, "lora": 8, "learning_rate": 5e-3},
     "own": _DISTILL,
     "own-all-noise-levels": {**_DISTILL, "early": 1.0},
@@ -208,9 +210,13 @@ def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]
     )
     if "exemplars" in changes:
         changes["exemplars"] = world / "cohorts" / changes["exemplars"]
+    first = changes.pop("model", None)
+    model, spent = world / "base" / "run", {"gradient_share": 0.0, "reading_share": 0.0}
+    if first:
+        model, spent = world / "runs" / first, read_json(world / "found" / f"{first}.json")
     out, start = world / "runs" / recipe, time.process_time()
     settings = AlignSettings(
-        model=str(world / "base" / "run"), guide=guides, held_out_guide=held_out, prompts=str(world / "cohorts" / "source"), out=out,
+        model=str(model), guide=guides, held_out_guide=held_out, prompts=str(world / "cohorts" / "source"), out=out,
         solver_steps=SOLVER_STEPS, seed=seed, resume=(out / "config.yaml").exists(), **changes,
     )  # fmt: skip
     result = align(settings)
@@ -219,7 +225,8 @@ def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]
     return out, {
         "iterations": result.iterations, "kept": result.kept, "scale": result.scale, "distance": result.distance,
         "certified": result.certified, "reached": result.reached, "seconds": time.process_time() - start,
-        "gradient_share": _compute(settings, result.iterations), "reading_share": _reading(settings),
+        "gradient_share": spent["gradient_share"] + _compute(settings, result.iterations),
+        "reading_share": spent["reading_share"] + _reading(settings),
     }  # fmt: skip
 
 
