@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import JOINT, RESULTS, is_done, markdown, with_joint, write_result
-from PIL import Image
+from common import JOINT, RESULTS, contact_sheet, is_done, markdown, with_joint, write_result
 
 from evenhand.alignment.guides import LEAST_AUC
 from evenhand.alignment.settings import AlignSettings
@@ -29,7 +28,7 @@ from evenhand.alignment.tune import align
 from evenhand.audit.fidelity import kernel_distance
 from evenhand.audit.memorization import copy_rate
 from evenhand.audit.representation import estimate_mix
-from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort, to_image
+from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.sources import ImportSettings
 from evenhand.cohorts.sources.importing import import_cohort
 from evenhand.core.artifacts import read_json, write_json, write_text
@@ -267,15 +266,12 @@ def _table(world: World, found: Mapping[str, Any]) -> str:
     return markdown(heads, lines) + "\n"
 
 
-def _sheet(work: Path, seed: str, path: Path, columns: int = 16, tile: int = 64) -> None:
+def _sheet(work: Path, seed: str, path: Path, columns: int = 16) -> None:
     """The same noise before (above) and after (below), two pairs of rows."""
     after = next(recipe for recipe in RECIPES if (work / recipe / f"seed-{seed}").exists())
-    sheet = Image.new("RGB", (columns * tile, 4 * tile + 8), (255, 255, 255))
-    for row, recipe in enumerate(("before", after)):
-        for place, image in enumerate(Cohort.load(work / recipe / f"seed-{seed}" / "drawn").pixels(range(2 * columns))):
-            down = 2 * (place // columns) + row
-            sheet.paste(to_image(image).convert("RGB").resize((tile, tile)), (place % columns * tile, down * tile + 8 * (down // 2)))
-    sheet.quantize(128).save(path, optimize=True)
+    drawn = [Cohort.load(work / recipe / f"seed-{seed}" / "drawn") for recipe in ("before", after)]
+    rows = [cohort.pixels(range(start, start + columns)) for start in (0, columns) for cohort in drawn]
+    contact_sheet(path, rows, tile=64, colours=128)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from scipy.stats import t as student
 
 from evenhand.audit.frame import Estimate
-from evenhand.cohorts.cohort import Cohort
-from evenhand.core.artifacts import provenance, read_json, write_json
+from evenhand.cohorts.cohort import Cohort, to_image
+from evenhand.core.artifacts import provenance, read_json, write_atomically, write_json
 from evenhand.core.groups import NOT_GROUPS, intersection
 
 JOINT = "everything"  # label of all attributes and conditions
@@ -42,6 +43,16 @@ def is_done(note: Path, plan: Mapping[str, Any]) -> bool:
     if read_json(note).get("plan") != plan:
         raise SystemExit(f"{note}: of another recipe, or of other --images; take another --work, or remove it, and what was drawn")
     return True
+
+
+def contact_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], *, tile: int, colours: int, gap: int = 8) -> None:
+    """Rows of images as a small PNG; every two rows belong together, a gap parts them from the next two."""
+    sheet = Image.new("RGB", (max(map(len, rows)) * tile, len(rows) * tile + (len(rows) - 1) // 2 * gap), (255, 255, 255))
+    for down, row in enumerate(rows):
+        for across, image in enumerate(row):
+            picture = to_image(image).convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (across * tile, down * tile + down // 2 * gap))
+    write_atomically(path, lambda partial: sheet.quantize(colours).save(partial, format="PNG", optimize=True))
 
 
 def with_joint(cohort: Cohort, invisible: Sequence[str] = ()) -> Cohort:

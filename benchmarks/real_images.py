@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_result
+from common import contact_sheet, write_result
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
@@ -241,21 +241,15 @@ def _nearest(images: np.ndarray, training: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(square.min(1), 0) / flat.shape[1])
 
 
-def _contact_sheet(options: argparse.Namespace, world: World, real: Cohort, made: Cohort, columns: int = 10, tile: int = 72) -> Path:
+def _contact_sheet(options: argparse.Namespace, world: World, real: Cohort, made: Cohort, columns: int = 10) -> Path:
     """Four rows: two of real images above two of generated ones; each pair of rows with the condition's first and last value."""
-    schema = real.schema
-    sheet = Image.new("RGB", (columns * tile, 4 * tile + 8), (255, 255, 255))
-    values = (schema.conditions[world.condition][0], schema.conditions[world.condition][-1])
+    rows, values = [], real.schema.conditions[world.condition]
     for half, cohort in enumerate((real.split("test"), made)):
-        for line, value in enumerate(values):
-            rows = np.flatnonzero((cohort.table[world.condition] == value).to_numpy())
-            chosen = generator(options.seed, "sheet", half, line).permutation(rows)[:columns]
-            for place, image in enumerate(cohort.pixels(chosen)):
-                picture = to_image(image).convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS)
-                sheet.paste(picture, (place * tile, (2 * half + line) * tile + 8 * half))
+        for line, value in enumerate((values[0], values[-1])):
+            shown = np.flatnonzero((cohort.table[world.condition] == value).to_numpy())
+            rows.append(cohort.pixels(generator(options.seed, "sheet", half, line).permutation(shown)[:columns]))
     path = Path(__file__).resolve().parents[1] / "docs" / "images" / f"{world.folder}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(192).save(path, optimize=True)
+    contact_sheet(path, rows, tile=72, colours=192)
     if path.stat().st_size > 300_000:
         raise UserError(f"{path}: {path.stat().st_size} bytes; the repository keeps sheets under 300 KB")
     return path
