@@ -184,7 +184,22 @@ def test_guides_that_cannot_guide_are_refused(settings: Any, guides: list[Path],
 
 def test_one_guide_alone_is_warned_of(settings: Any, guides: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     align(settings(guide=guides[:1], iterations=1))
-    assert "alone both guides and tells how far to go" in " ".join(capsys.readouterr().err.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "alone both guides and tells how far to go" in told and "of one architecture" not in told
+
+
+def test_held_out_guides_of_the_guides_architecture_are_warned_of(
+    settings: Any, guides: list[Path], brain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a gradient passes through guides, their kind alone does not tell how far it has gone."""
+    vit = tmp_path / "vit"
+    train_classifier(ClassifierSettings(cohort=brain, target="sex", arch="vit", out=vit, steps=25, batch_size=16))
+    write_json(vit / CALIBRATION_FILE, {**read_json(vit / CALIBRATION_FILE), "auc": 0.9})
+    warned = []
+    for place, changes in enumerate(({}, {"held_out_guide": [vit]}, {"form": "distill", "consistency": 0, "exemplars": brain})):
+        align(settings(out=f"run-{place}", iterations=1, **changes))
+        warned.append("are of one architecture (resnet)" in " ".join(capsys.readouterr().err.split()))
+    assert warned == [True, False, False]
 
 
 def test_prompts_that_state_the_attribute_are_warned_of(settings: Any, brain: Path, capsys: pytest.CaptureFixture[str]) -> None:

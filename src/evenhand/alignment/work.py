@@ -150,7 +150,23 @@ def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, 
                 f"--held-out-guide {found[0].path}: its groups of {attribute} are {', '.join(found[0].groups)}, those of the guides "
                 f"{', '.join(groups)}; train both on cohorts of one schema"
             )
+    if settings.form != "distill" and accelerator.is_main_process:
+        _warn_of_one_kind(guides, held_out)
     return guides, Guides({attribute: held_out.by_attribute[attribute] for attribute in guides.by_attribute}, order=guides.groups)
+
+
+def _warn_of_one_kind(guides: Guides, held_out: Guides) -> None:
+    """Say so where images that guides' gradients have shaped are read by other networks of their kind alone."""
+    for attribute, found in guides.by_attribute.items():
+        guiding = {guide.sha256 for guide in found}
+        others = {guide.model.config.model_type for guide in held_out.by_attribute[attribute] if guide.sha256 not in guiding}
+        kinds = {guide.model.config.model_type for guide in found}
+        if others and others <= kinds:
+            console.print(
+                f"[yellow]warning[/]: guides and held-out guides of {attribute} are of one architecture ({', '.join(sorted(others))}): "
+                "images that fool one may fool the other; give a --held-out-guide of another --arch",
+                soft_wrap=True,
+            )
 
 
 def _refuse_twice(classifiers: Sequence[Classifier]) -> None:
