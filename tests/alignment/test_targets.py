@@ -59,6 +59,13 @@ def test_two_groups_of_four_images_at_three_tenths() -> None:
     assert found.confidence == pytest.approx([1 - 0.0081, 0.7599, 1 - 0.3483, 1 - 0.0837])
 
 
+def test_images_that_are_all_certain_still_rank() -> None:
+    """The second one is the least sure of the second group, whose probabilities all round to 1: it alone shows the first."""
+    certain = np.array([[1e-30, 1.0], [1e-20, 1.0], [1e-25, 1.0]])
+    assert assign(certain, np.array([0.3, 0.7])).groups.tolist() == [1, 0, 1]
+    assert assign(certain[:, ::-1], np.array([0.7, 0.3])).groups.tolist() == [0, 1, 0]
+
+
 def enumerated(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Chance (B, K) of every group over all counts, the best of all permutations of each."""
     n, k = probabilities.shape

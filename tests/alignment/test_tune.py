@@ -84,6 +84,16 @@ def test_the_batch_moves_towards_the_target(settings: Any, form: str, path: str)
     assert result.iterations == 10 and result.model is not None
 
 
+def test_transport_moves_images_of_which_guides_are_certain(settings: Any, guides: list[Path], tmp_path: Path) -> None:
+    """Their probabilities of the other group are 0 to float32; the cross-entropy to it has a gradient all the same."""
+    certain = [changed(guide, tmp_path / f"certain-{place}", temperature=1e-4) for place, guide in enumerate(guides)]
+    align(settings(form="transport", consistency=0, guide=certain, target="sex=male:0.99,female:0.01", out="male", iterations=1))
+    align(settings(form="transport", consistency=0, guide=certain, target="sex=male:0.01,female:0.99", out="female", iterations=1))
+    pulled = [log(tmp_path / name)[0] for name in ("male", "female")]
+    assert sorted(pulled[0]["batch"].values()) == [0, 1]  # all of them certain of one group, and so they should be of the other
+    assert max(line["gradient_norm"] for line in pulled) > 0 and np.isfinite([line["loss"] for line in pulled]).all()
+
+
 @pytest.mark.parametrize("form", ["kl", "distill"])
 def test_a_run_that_is_stopped_goes_on_to_the_bit(form: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {} if form == "kl" else {**DISTILL, "target": within_reach(settings)}

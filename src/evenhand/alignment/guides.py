@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,6 +79,15 @@ class Guides:
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Joint probabilities (B, K) of images (B, channels, H, W) in [0, 1]; differentiable."""
         return joint_probabilities([self._mean(attribute, in_colour(images)) for attribute in self.by_attribute])
+
+    def log_probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Logarithms (B, K) of the same, with a gradient also where a guide is so certain that a probability is 0 to float32."""
+        joint = torch.zeros(len(images), 1, device=images.device)
+        for attribute, guides in self.by_attribute.items():
+            each = (self.logits(attribute, in_colour(images)) / self.temperatures.get(attribute, 1.0)).log_softmax(-1)
+            mean = each.logsumexp(0) - math.log(len(guides))
+            joint = (joint[:, :, None] + mean[:, None, :]).flatten(1)
+        return joint
 
     def votes(self, images: torch.Tensor) -> torch.Tensor:
         """Joint votes (B, K) of images (B, channels, H, W) in [0, 1]: the guides of an attribute have equal parts of one vote."""

@@ -42,12 +42,12 @@ def _loss(
     final = drawn.final.detach().requires_grad_()
     images = state.stage.decode(final)
     joint = work.drawing.classes.joint
-    own, soft = (joint(guides.probabilities(images), classes) for guides in (work.guides, work.softened))
-    everyone, everyone_soft = (_gathered(found.detach(), work) for found in (own, soft))
+    logs, soft = work.guides.log_probabilities(images), joint(work.softened.probabilities(images), classes)
+    everyone, everyone_soft = (_gathered(found.detach(), work) for found in (joint(logs.double().exp(), classes), soft))
     part = len(places) / len(everyone)  # a mean over this rank's images counts as much in the mean over all
     if settings.form == "transport" or untuned is not None:
         assignment = assign_within(
-            everyone.double().cpu().numpy(),
+            everyone.cpu().numpy(),
             state.target,
             len(work.drawing.classes.names),
             seed=derive_seed(settings.seed, "assign", state.iteration),
@@ -58,7 +58,7 @@ def _loss(
         target = torch.from_numpy(work.softened_target).to(whole)
         loss = mix_divergence(whole, target, past, 1 - settings.memory if past is not None else 1.0)
     else:
-        loss = part * assignment_loss(own.clamp_min(1e-12).log(), assignment.part(places))
+        loss = part * assignment_loss(logs, assignment.part(places).among(logs.shape[1]))
     if untuned is not None:
         with torch.no_grad():
             before = joint(work.guides.probabilities(untuned), classes).argmax(1).cpu().numpy()

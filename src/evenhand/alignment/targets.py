@@ -17,6 +17,7 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import binom
 
 _RIDGE = 1e-7  # keeps the tilt finite where the target is out of reach
+_TINY = np.finfo(np.float64).tiny
 _LEAST = 1e-6  # share of a group that the target leaves out: its divergence stays finite
 
 
@@ -30,6 +31,10 @@ class Assignment:
     def part(self, places: np.ndarray) -> Assignment:
         """Of some images."""
         return Assignment(self.groups[places], self.confidence[places])
+
+    def among(self, k: int) -> Assignment:
+        """Groups among the ``k`` of an image's own class of prompts."""
+        return Assignment(self.groups % k, self.confidence)
 
 
 def joint_probabilities(by_attribute: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -99,7 +104,7 @@ def assign(probabilities: np.ndarray, target: np.ndarray, *, draws: int = 200, s
         draws: of the target, where K > 2.
     """
     n, k = probabilities.shape
-    shares = _by_rank(probabilities[:, 1], target[1]) if k == 2 else _by_draws(probabilities, target, draws, seed)
+    shares = _by_rank(probabilities, target[1]) if k == 2 else _by_draws(probabilities, target, draws, seed)
     assert shares.shape == (n, k)
     return Assignment(shares.argmax(1), shares.max(1))
 
@@ -117,11 +122,15 @@ def assign_within(probabilities: np.ndarray, target: np.ndarray, classes: int, *
     return Assignment(groups, confidence)
 
 
-def _by_rank(second: np.ndarray, share: float) -> np.ndarray:
-    """Chance (B, 2) of either group: the r-th image by probability shows the second one where at least r of B do."""
+def _by_rank(probabilities: np.ndarray, share: float) -> np.ndarray:
+    """Chance (B, 2) of either group: the r-th image by probability shows the second one where at least r of B do.
+
+    By the odds, which differ where a probability is rounded to 1.
+    """
+    first, second = np.log(probabilities.clip(_TINY)).T
     n = len(second)
     rank = np.empty(n, dtype=int)
-    rank[np.argsort(-second, kind="stable")] = np.arange(1, n + 1)
+    rank[np.argsort(first - second, kind="stable")] = np.arange(1, n + 1)
     chance = binom.sf(rank - 1, n, share)
     return np.stack([1 - chance, chance], axis=1)
 
