@@ -171,6 +171,13 @@ def _run(world: World, work: Path, recipe: str, seed: int, images: int) -> None:
 
 
 def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]:
+    if not (out / "model").exists():
+        _align(world, work, out, recipe, seed)
+    told = read_json(out / "model" / "evenhand.json")
+    return out, {**told["kept"], "certified": told["certified"]}
+
+
+def _align(world: World, work: Path, out: Path, recipe: str, seed: int) -> None:
     changes = {key: work / value if key == "exemplars" else value for key, value in RECIPES[recipe].items()}
     groups = Cohort.load(work / "skewed").schema.attributes[world.attribute]
     result = align(
@@ -184,7 +191,6 @@ def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tup
     )  # fmt: skip
     if result.interrupted:
         raise SystemExit("interrupted and saved; the same command goes on")
-    return out, {"iterations": result.iterations, "scale": result.scale, "distance": result.distance, "certified": result.certified}
 
 
 def _drawn(model: Path, out: Path, work: Path, n: int, seed: int) -> Cohort:
@@ -197,14 +203,19 @@ def _drawn(model: Path, out: Path, work: Path, n: int, seed: int) -> Cohort:
 
 
 def _measured(world: World, work: Path, made: Cohort) -> dict[str, Any]:
-    """The share of the common group, kernel distance within each group as the judges read it, and the rate of near copies."""
+    """The share of the common group, kernel distance within each group as the judges read it, and the rate of near copies.
+
+    The share is that of audits, by likelihood, and beside it by adjusted count: what both differ by is not the judges' to settle.
+    """
     held, labels, subjects, reading = _judged(world, work)
     judges = [Classifier.load(path) for path in _folds(work, "judge")]
     each = [cohort_predictions(judge, made) for judge in judges]
     groups, shown = judges[0].groups, np.mean(each, axis=0)
     # One judge after the other, as real images are read by one each: the mean of five is surer than any, and their errors are not its
     ids = np.tile(made.table["subject_id"].astype(object).to_numpy(), FOLDS)
-    mix = estimate_mix(np.concatenate(each), reading, labels, subjects=(ids, subjects))
+    mix, counted = (
+        estimate_mix(np.concatenate(each), reading, labels, subjects=(ids, subjects), method=method) for method in ("emq", "acc")
+    )
     place = groups.index(world.common)
     encoder, real = Encoder.load(work / "classifiers" / "encoder"), held
     there, here = cohort_features(encoder, real), cohort_features(encoder, made)
@@ -213,6 +224,7 @@ def _measured(world: World, work: Path, made: Cohort) -> dict[str, Any]:
     return {
         "n": len(made), "share": float(mix.values[place]), "low": float(mix.low[place]), "high": float(mix.high[place]),
         "identifiable": bool(mix.identifiable), "refusal": mix.reason, "raw": float(mix.raw[place]), "kid": kid,
+        "counted": {"share": float(counted.values[place]), "low": float(counted.low[place]), "high": float(counted.high[place])},
         "copies": {"rate": copies.value, "low": copies.low, "high": copies.high},
     }  # fmt: skip
 
@@ -256,13 +268,15 @@ def _aucs(work: Path) -> dict[str, Any]:
 def _table(world: World, found: Mapping[str, Any]) -> str:
     """One row a seed and recipe."""
     groups = list(next(iter(found["before"].values()))["kid"])
-    heads = ["", "seed", f"{world.common}, judges", "refused", *(f"KID {group}" for group in groups), "near copies"]
+    readers = [f"{world.common}, judges", "by adjusted count", "held-out guides"]
+    heads = ["", "seed", *readers, "refused", *(f"KID {group}" for group in groups), "near copies"]
     lines = []
     for recipe, runs in found.items():
         for seed, facts in runs.items():
-            share = f"{facts['share']:.3f} [{facts['low']:.3f}, {facts['high']:.3f}]"
+            share, count = (f"{one['share']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in (facts, facts["counted"]))
+            certified = f"{facts['certified'][world.common]:.3f}" if "certified" in facts else ""
             kid = [f"{facts['kid'][group]:.3g}" for group in groups]
-            lines.append([recipe, seed, share, facts["refusal"] or "no", *kid, f"{facts['copies']['rate']:.3f}"])
+            lines.append([recipe, seed, share, count, certified, facts["refusal"] or "no", *kid, f"{facts['copies']['rate']:.3f}"])
     return markdown(heads, lines) + "\n"
 
 
