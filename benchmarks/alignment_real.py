@@ -281,9 +281,11 @@ def _table(world: World, found: Mapping[str, Any]) -> str:
 
 
 def _sheet(work: Path, seed: str, path: Path, columns: int = 16) -> None:
-    """The same noise before (above) and after (below), two pairs of rows."""
-    after = next(recipe for recipe in RECIPES if (work / recipe / f"seed-{seed}").exists())
-    drawn = [Cohort.load(work / recipe / f"seed-{seed}" / "drawn") for recipe in ("before", after)]
+    """The same noise before (above) and after (below), two pairs of rows; nothing where no alignment was run."""
+    after = [recipe for recipe in RECIPES if (work / recipe / f"seed-{seed}" / "found.json").exists()]
+    if not after:
+        return
+    drawn = [Cohort.load(work / recipe / f"seed-{seed}" / "drawn") for recipe in ("before", after[0])]
     rows = [cohort.pixels(range(start, start + columns)) for start in (0, columns) for cohort in drawn]
     contact_sheet(path, rows, tile=64, colours=128)
 
