@@ -251,7 +251,7 @@ def _plot_scales(runs: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for seed, run in runs.items():
         axes.plot(SCALES, [run["male_by_scale"][str(scale)] for scale in SCALES], marker="o", label=f"seed {seed}")
-    axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
+    axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1, label="target")
     axes.set(xlabel="scale of the LoRA as it was published", ylabel="share of men (oracle)", ylim=(0, 1))
     axes.legend(frameon=False)
     write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
