@@ -55,6 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "before": {},
     "trained-longer": {"steps": 600},
     "source": _SOURCE,
+    "source-150": {**_SOURCE, "iterations": 150, "validate_every": 150},
     "source-to-30": {**_SOURCE, "target": "sex=male:0.3,female:0.7"},
     "source-to-70": {**_SOURCE, "target": "sex=male:0.7,female:0.3"},
     "source-to-joint": {**_SOURCE, "target": JOINT_TARGET},
