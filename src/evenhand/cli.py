@@ -13,7 +13,7 @@ from rich.table import Table
 
 from evenhand.core.artifacts import is_disk_full
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.progress import console
+from evenhand.core.progress import console, warn
 
 # Help texts must not wait for torch: each command imports what it runs.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown")
@@ -327,7 +327,7 @@ def align(
         raise typer.Exit(143)
     if _first_rank():
         if not result.reached:
-            console.print(f"[yellow]warning[/]: {result.shortfall}")
+            warn(result.shortfall)
         if result.certificate:
             console.print(result.certificate, markup=False)  # brackets are bounds
         print(f"{result.model}")

@@ -44,7 +44,7 @@ def assert_nearly_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.
     assert off.max() <= 2e-3 and (off > 1e-4).double().mean() <= 1e-4, (off.max(), (off > 1e-4).sum(), len(off))
 
 
-@pytest.mark.parametrize("form", ["transport", "distill"])
+@pytest.mark.parametrize("form", ["kl", "transport", "distill"])
 def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, classifier_folder: Path, tmp_path: Path) -> None:
     second = tmp_path / "second"
     train_classifier(ClassifierSettings(cohort=brain, target="sex", out=second, steps=20, batch_size=16, seed=1))
@@ -72,6 +72,7 @@ def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, cla
     logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()[1:]] for folder in (one.run, both.out)]
     for single, double in zip(*logs, strict=True):
         assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-3)
+        assert double["loss"] == pytest.approx(single["loss"], rel=1e-3)
     alone, together = (read_json(folder / "model" / "evenhand.json") for folder in (one.run, both.out))
     for key in ("kept", "certified", "certified_interval"):
         assert together[key] == alone[key]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from evenhand.alignment import tune, validation
+from evenhand.alignment.drawing import stating
 from evenhand.alignment.exemplars import OWN_FILE, Exemplars
 from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
@@ -149,9 +152,19 @@ def test_real_images_hold_it_by_a_gradient_of_stated_norm(settings: Any, brain: 
     free, held = align(settings("free", iterations=1)), align(settings("held", iterations=1, anchor=1.0, anchor_cohort=brain))
     weights = [load_file(run.run / "checkpoints" / "step-00000001" / "model.safetensors") for run in (free, held)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not log(free.run)[0].get("anchor_norm") and log(held.run)[0]["anchor_norm"] > 0
     target = align(settings("cohort", iterations=1, anchor=1.0, target=str(brain)))
     shares = Cohort.load(brain).table["sex"].value_counts(normalize=True)
     assert read_json(target.model / "evenhand.json")["target"] == pytest.approx(shares.to_dict())
+
+
+def test_an_anchor_pulls_with_its_strength_times_the_gradients_norm() -> None:
+    """Norms 5 and 2, half as strong: the anchor's is brought to 2.5."""
+    gradients, held = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])], [torch.tensor([0.0, 2.0]), torch.tensor([[0.0]])]
+    found = tune.anchored(gradients, held, 0.5)
+    torch.testing.assert_close(found, [torch.tensor([3.0, 2.5]), torch.tensor([[4.0]])])
+    nothing = [torch.zeros(2), torch.zeros(1, 1)]
+    torch.testing.assert_close(tune.anchored(gradients, nothing, 0.5), gradients)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +175,11 @@ def test_real_images_hold_it_by_a_gradient_of_stated_norm(settings: Any, brain: 
         ({"target": "age_group=young:0.5,old:0.5"}, "no guide reads 'age_group'"),
         ({"target": "nowhere"}, "neither a cohort nor a mix"),
         ({"prompts": "nowhere.txt"}, "no such cohort or file"),
+        ({"prompts": "A brain MR slice, " * 20}, "no such cohort or file"),  # longer than a file's name may be
+        (
+            {"target": "sex=male:0.5,female:0.5;" + ";".join(f"attribute_{i}=a:0.5,b:0.5" for i in range(15))},
+            "no guide reads 'attribute_0'",
+        ),
         ({"anchor": 1.0}, "name the real images with --anchor-cohort"),
     ],
 )
@@ -222,11 +240,19 @@ def test_exemplars_whose_prompts_state_it_are_warned_of(settings: Any, brain: Pa
     assert "silent ones learn little of these images' mix" in " ".join(capsys.readouterr().err.split())
 
 
-def test_gradients_that_are_not_finite_stop_it(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("form", "attributes"), [("kl", 1), ("kl", 2), ("transport", 2)])
+def test_gradients_that_are_not_finite_stop_it(
+    form: str, attributes: int, settings: Any, brain: Path, guides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {}
+    if attributes == 2:
+        train_classifier(ClassifierSettings(cohort=brain, target="age_group", out=tmp_path / "age", steps=5, batch_size=16))
+        age = changed(tmp_path / "age", tmp_path / "of-age", auc=0.9)
+        changes = {"guide": [*guides, age], "target": "sex=male:0.5,female:0.5;age_group=young:0.5,old:0.5"}
     broken = Classifier.logits
     monkeypatch.setattr(Classifier, "logits", lambda self, images: broken(self, images) * torch.nan)
     with pytest.raises(UserError, match="5 gradients in a row were not finite"):
-        align(settings(validate_every=99, iterations=20))
+        align(settings(form=form, validate_every=99, iterations=20, **changes))
 
 
 def test_real_images_alone_are_drawn_in_the_target_mix(settings: Any, brain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,3 +557,50 @@ def test_other_anchor_images_are_another_run(settings: Any, brain: Path, tmp_pat
     align(settings(anchor=1.0, anchor_cohort=brain, iterations=2))
     with pytest.raises(UserError, match="real images changed since"):
         align(settings(anchor=1.0, anchor_cohort=other, iterations=2, resume=True))
+
+
+def test_a_guide_that_was_calibrated_anew_is_another_run(settings: Any, guides: list[Path], tmp_path: Path) -> None:
+    """Its weights are the same, its readings are not."""
+    guide = changed(guides[0], tmp_path / "guide")
+    align(settings(guide=[guide, guides[1]], iterations=2))
+    write_json(guide / CALIBRATION_FILE, {**read_json(guide / CALIBRATION_FILE), "temperature": 0.5})
+    with pytest.raises(UserError, match="guides' calibration changed since"):
+        align(settings(guide=[guide, guides[1]], iterations=2, resume=True))
+
+
+def test_columns_tell_what_they_know_and_guides_the_rest(brain: Path, guides: list[Path]) -> None:
+    """One unknown row leaves the others as they are told; a guide's word is taken for that row alone."""
+    cohort, found = Cohort.load(brain), Guides.load(guides)
+    told = found.read(cohort)
+    codes = {group: code for code, group in enumerate(found.joint)}
+    assert told.tolist() == cohort.table["sex"].map(codes).tolist()
+    blind = replace(cohort, table=cohort.table.assign(sex="unknown"))
+    read = found.read(blind)
+    assert 0 < (read != told).mean() < 1  # these guides err
+    row = int(np.flatnonzero(read != told)[0])
+    partly = cohort.table["sex"].copy()
+    partly.iloc[row] = "unknown"
+    mixed = found.read(replace(cohort, table=cohort.table.assign(sex=partly)))
+    assert np.flatnonzero(mixed != told).tolist() == [row]
+    partly.iloc[row] = "man"
+    with pytest.raises(UserError, match=r"its sex is 'man', and guides know male, female; .* leave such images \(1\) out"):
+        found.read(replace(cohort, table=cohort.table.assign(sex=partly)))
+
+
+def test_steps_shrink_near_the_target(settings: Any) -> None:
+    """Below the damping distance in proportion: .05 of .1 off is half the rate."""
+    state = SimpleNamespace(settings=settings(damping=0.1, warmup=0), target=np.array([0.5, 0.5]), iteration=7, shown=None, past=None)
+    assert AlignState.rate(state) == 1e-3
+    AlignState.saw(state, np.array([0.55, 0.45]), np.array([0.6, 0.4]))
+    assert AlignState.rate(state) == pytest.approx(0.5e-3)
+    AlignState.saw(state, np.array([0.8, 0.2]), np.array([0.6, 0.4]))
+    assert state.shown == pytest.approx([0.6, 0.4]) and AlignState.rate(state) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("groups", "stated"),
+    [(["<60", ">=60"], [0, 1]), (["male", "female"], [2]), (["60+"], [3])],
+)
+def test_prompts_that_state_a_group(groups: list[str], stated: list[int]) -> None:
+    prompts = ["Image of a <60 patient", "Image of a >=60, patient", "Image of a Female patient", "a 60+ patient", "a tomale"]
+    assert stating(prompts, {"attribute": groups}) == [prompts[place] for place in stated]

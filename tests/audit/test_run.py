@@ -278,7 +278,8 @@ def test_a_guide_may_not_judge_unless_forced(
     guide = next(judge for judge in audited[0].judges if judge.target == "sex")
     shutil.copytree(world / "generated", world / "aligned")
     schema = json.loads((world / "aligned" / "cohort.json").read_text())
-    schema["made"]["model_provenance"] = {"guides": [{"sha256": guide.sha256}]}
+    aligned = {"guides": [{"sha256": guide.sha256}], "model_provenance": {}}
+    schema["made"]["model_provenance"] = {"guides": [{"sha256": "a later one"}], "model_provenance": aligned}  # and aligned again
     (world / "aligned" / "cohort.json").write_text(json.dumps(schema))
     settings = AuditSettings(
         real=world / "real", synthetic=world / "aligned", out=world / "aligned.json", judge=[Path(guide.path)], **SMALL

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from evenhand.core import progress
-from evenhand.core.progress import track
+from evenhand.core.progress import track, warn
 
 
 def test_lines_off_a_terminal(capsys) -> None:
@@ -15,6 +15,11 @@ def test_lines_off_a_terminal(capsys) -> None:
             bar.advance(note="loss 1")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"work: {n}/20 loss 1" for n in range(2, 21, 2)]
+
+
+def test_a_warning_shows_what_a_user_wrote(capsys) -> None:
+    warn("a lesion [arrow] in [bold]white[/b], data/[old]/cohort")
+    assert capsys.readouterr().err == "warning: a lesion [arrow] in [bold]white[/b], data/[old]/cohort\n"
 
 
 def test_resumed_work_says_only_what_is_left(capsys) -> None:

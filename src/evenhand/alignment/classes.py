@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 
 from evenhand.alignment.guides import JOIN, Guides
 from evenhand.alignment.targets import joint_probabilities
-from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
+from evenhand.cohorts.cohort import Cohort, is_cohort
 from evenhand.core.errors import UserError
 from evenhand.core.groups import Factor, Mix, known, observed_mix, parse_mix
 
@@ -93,7 +92,7 @@ class PromptClasses:
         Raises:
             UserError: neither of both, a mix that guides cannot read, or one that leaves a class out.
         """
-        cohort = Cohort.load(text) if (Path(text) / SCHEMA_FILE).is_file() else None
+        cohort = Cohort.load(text) if is_cohort(text) else None
         if cohort is None and "=" not in text:
             raise UserError(f"--target {text}: neither a cohort nor a mix; write for example 'sex=male:0.5,female:0.5'")
         mixes = self._observed(cohort, guides) if cohort is not None else self._stated(parse_mix(text))

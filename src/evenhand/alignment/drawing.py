@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from evenhand.alignment.classes import PromptClasses
 from evenhand.alignment.gradients import Predict
 from evenhand.alignment.settings import AlignSettings
-from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
+from evenhand.cohorts.cohort import Cohort, is_cohort
+from evenhand.core.artifacts import is_file
 from evenhand.core.errors import UserError
 from evenhand.core.randomness import derive_seed, generator, torch_generator
 from evenhand.engine.batching import rank_batches
@@ -31,13 +32,13 @@ def read_prompts(path: Path, within: str | None = None) -> tuple[list[str], Prom
     Raises:
         UserError: no such file, nothing in it, or no such column.
     """
-    if (path / SCHEMA_FILE).is_file():
+    if is_cohort(path):
         cohort = Cohort.load(path)
         cohort = cohort.split("train") if len(cohort.split("train")) else cohort
         prompts = cohort.table["prompt"].astype(str).tolist()
         if prompts and within:
             return prompts, PromptClasses.by_column(cohort, within)
-    elif path.is_file():
+    elif is_file(path):
         if within:
             raise UserError(f"{path}: a text file has no column {within!r}; --within wants --prompts to be a cohort")
         try:
@@ -53,7 +54,8 @@ def read_prompts(path: Path, within: str | None = None) -> tuple[list[str], Prom
 
 def stating(prompts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
     """Prompts that name a group of an attribute as a word: what they state is drawn, whatever the mix should be."""
-    words = re.compile(r"\b(" + "|".join(re.escape(group) for names in groups.values() for group in names) + r")\b", re.IGNORECASE)
+    names = "|".join(re.escape(group) for names in groups.values() for group in names)
+    words = re.compile(rf"(?<!\w)({names})(?!\w)", re.IGNORECASE)  # "<60" begins with no letter, so no word boundary is before it
     return [prompt for prompt in prompts if words.search(prompt)]
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from evenhand.alignment.targets import joint_probabilities
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.groups import Mix, intersection
+from evenhand.core.groups import Mix, known
 from evenhand.engine.features import cohort_predictions
 from evenhand.models.classifiers import Classifier
 
@@ -105,17 +105,33 @@ class Guides:
         return torch.stack(found)
 
     def read(self, cohort: Cohort) -> np.ndarray:
-        """Joint code (n,) of every image of a cohort: by its own columns where they know all attributes, else as guides read it."""
-        place = {name: code for code, name in enumerate(self.joint)}
-        if all(attribute in cohort.schema.attributes for attribute in self.groups):
-            told = intersection(cohort.table, list(self.groups)).map(place)
-            if told.notna().all():
-                return told.to_numpy(dtype=np.int64)
-        by_attribute = [
-            np.mean([cohort_predictions(guide, cohort)[:, [guide.groups.index(group) for group in groups]] for guide in guides], axis=0)
-            for groups, guides in zip(self.groups.values(), self.by_attribute.values(), strict=True)
-        ]
-        return joint_probabilities([torch.from_numpy(probabilities) for probabilities in by_attribute]).argmax(1).numpy()
+        """Joint code (n,) of every image of a cohort: of each attribute what its column knows, else as guides read it.
+
+        Raises:
+            UserError: a column names a group that guides do not know.
+        """
+        by_attribute = [torch.from_numpy(self._told_or_read(attribute, cohort)) for attribute in self.groups]
+        return joint_probabilities(by_attribute).argmax(1).numpy()
+
+    def _told_or_read(self, attribute: str, cohort: Cohort) -> np.ndarray:
+        """Probabilities (n, G) of the groups of one attribute, certain where the cohort's column names one of them."""
+        groups = self.groups[attribute]
+        told = np.zeros((len(cohort), len(groups)))
+        if attribute in cohort.schema.columns:
+            table = cohort.table
+            other = table[known(table, [attribute]) & ~table[attribute].isin(groups)]
+            if len(other):
+                raise UserError(
+                    f"{cohort.root}: {other['image'].iloc[0]}: its {attribute} is {other[attribute].iloc[0]!r}, and guides know "
+                    f"{', '.join(groups)}; name groups alike, or leave such images ({len(other)}) out"
+                )
+            told = np.stack([(cohort.table[attribute] == group).to_numpy(dtype=float) for group in groups], axis=1)
+        silent = ~told.any(axis=1)
+        if silent.any():
+            guides = self.by_attribute[attribute]
+            read = [cohort_predictions(guide, cohort)[:, [guide.groups.index(group) for group in groups]] for guide in guides]
+            told[silent] = np.mean(read, axis=0)[silent]
+        return told
 
     def shares(self, mix: Mix) -> np.ndarray:
         """A mix as shares (K,) of the joint groups.

@@ -37,7 +37,7 @@ def draw_and_pull(work: Work, places: np.ndarray) -> dict[str, Any]:
 def _loss(
     work: Work, drawn: Drawn, untuned: torch.Tensor | None, places: np.ndarray, classes: np.ndarray
 ) -> tuple[float, torch.Tensor, np.ndarray, np.ndarray]:
-    """Loss, its gradient at the final latents (b, C, h, w) of this rank, and what (C K,) is read from the whole batch, and read softly."""
+    """The whole batch's loss and what (C K,) is read from it, and read softly; and the gradient at this rank's latents (b, C, h, w)."""
     settings, state = work.settings, work.state
     final = drawn.final.detach().requires_grad_()
     images = state.stage.decode(final)
@@ -52,21 +52,23 @@ def _loss(
             len(work.drawing.classes.names),
             seed=derive_seed(settings.seed, "assign", state.iteration),
         )
+    common = own = torch.zeros((), device=images.device)  # what all ranks compute alike, and this one's part of the rest
     if settings.form == "kl":
         whole = torch.cat([everyone_soft[: places[0]], soft, everyone_soft[places[-1] + 1 :]])
         past = None if state.past is None else torch.from_numpy(state.past).to(whole)
         target = torch.from_numpy(work.softened_target).to(whole)
-        loss = mix_divergence(whole, target, past, 1 - settings.memory if past is not None else 1.0)
+        common = mix_divergence(whole, target, past, 1 - settings.memory if past is not None else 1.0)
     else:
-        loss = part * assignment_loss(logs, assignment.part(places).among(logs.shape[1]))
+        own = part * assignment_loss(logs, assignment.part(places).among(logs.shape[1]))
     if untuned is not None:
         with torch.no_grad():
             before = joint(work.guides.probabilities(untuned), classes).argmax(1).cpu().numpy()
             frozen = embed(work.encoders, untuned)
         weights = torch.from_numpy(consistency_weights(assignment.groups[places], before)).to(images)
-        loss = loss + settings.consistency * part * consistency_loss(embed(work.encoders, images), frozen, weights)
-    (gradient,) = torch.autograd.grad(loss, final)
-    return float(loss.detach()), gradient, *(found.double().mean(0).cpu().numpy() for found in (everyone, everyone_soft))
+        own = own + settings.consistency * part * consistency_loss(embed(work.encoders, images), frozen, weights)
+    (gradient,) = torch.autograd.grad(common + own, final)
+    means = (found.double().mean(0).cpu().numpy() for found in (everyone, everyone_soft))
+    return float(common.detach()) + work.summed(own), gradient, *means
 
 
 def _gathered(found: torch.Tensor, work: Work) -> torch.Tensor:

@@ -137,6 +137,8 @@ def _by_rank(probabilities: np.ndarray, share: float) -> np.ndarray:
 
 def _by_draws(probabilities: np.ndarray, target: np.ndarray, draws: int, seed: int) -> np.ndarray:
     n, k = probabilities.shape
+    if not np.isfinite(probabilities).all():
+        return np.full((n, k), 1 / k)  # unsure of every image; the loss is not finite either, and who takes its step sees that
     shares = np.zeros((n, k))
     for counts in np.random.default_rng(seed).multinomial(n, target, size=draws):
         places = np.repeat(np.arange(k), counts)

@@ -22,7 +22,7 @@ from evenhand.alignment.settings import RESUMABLE, AlignResult, AlignSettings
 from evenhand.alignment.validation import Standing, Validation
 from evenhand.alignment.work import Work, prepare
 from evenhand.core.artifacts import append_jsonl, claim
-from evenhand.core.progress import console, track
+from evenhand.core.progress import track, warn
 from evenhand.engine.checkpoints import load_latest, save_checkpoint
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.engine.devices import mixed_precision
@@ -119,8 +119,7 @@ def iterate(work: Work) -> dict[str, Any]:
         facts["anchor_loss"] = _learn(work, exemplars[-1], places)
         held = _taken(work)
         facts["anchor_norm"] = _norm(held)
-        scale = settings.anchor * facts["gradient_norm"] / max(facts["anchor_norm"], 1e-12)
-        gradients = [one + scale * other for one, other in zip(gradients, held, strict=True)]
+        gradients = anchored(gradients, held, settings.anchor)
     facts["skipped"] = not math.isfinite(_norm(gradients))
     for parameter, gradient in zip(state.learner.parameters, gradients, strict=True):
         parameter.grad = gradient
@@ -139,8 +138,9 @@ def _learn(work: Work, exemplars: Exemplars, places: np.ndarray) -> float:
     """Send the gradient of given images' diffusion loss back to the denoiser."""
     with work.accelerator.autocast():
         loss = exemplars.loss(work.unet, work.state.iteration, places)
-    (loss * len(places) / work.settings.batch_size).backward()
-    return float(loss.detach())
+    part = loss * len(places) / work.settings.batch_size
+    part.backward()
+    return work.summed(part)
 
 
 def _taken(work: Work) -> list[torch.Tensor]:
@@ -151,6 +151,12 @@ def _taken(work: Work) -> list[torch.Tensor]:
         found.append(work.accelerator.reduce(own, "sum") if work.accelerator.num_processes > 1 else own)
         parameter.grad = None
     return found
+
+
+def anchored(gradients: list[torch.Tensor], held: list[torch.Tensor], strength: float) -> list[torch.Tensor]:
+    """Gradients, and those of an anchor at ``strength`` times their norm."""
+    scale = strength * _norm(gradients) / max(_norm(held), 1e-12)
+    return [one + scale * other for one, other in zip(gradients, held, strict=True)]
 
 
 def _norm(gradients: list[torch.Tensor]) -> float:
@@ -164,8 +170,8 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
         standing: Standing = validation.standing(work.unet, f"iteration-{state.iteration:04d}")
     state.judge(standing.held_out)
     if standing.parted and work.accelerator.is_main_process:
-        console.print(
-            f"[yellow]warning[/]: iteration {state.iteration}: guide and held-out guide read different mixes "
+        warn(
+            f"iteration {state.iteration}: guide and held-out guide read different mixes "
             f"({np.round(standing.guide, 2).tolist()} and {np.round(standing.held_out, 2).tolist()}): "
             "one of them errs on what is drawn, or the guide is being fooled"
         )

@@ -19,9 +19,9 @@ from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.softening import soften
 from evenhand.alignment.state import AlignState
-from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
+from evenhand.cohorts.cohort import Cohort, is_cohort
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.progress import console
+from evenhand.core.progress import warn
 from evenhand.models.classifiers import Classifier
 from evenhand.models.encoders import Encoder
 from evenhand.models.pipelines import clip_of, has_clip
@@ -50,6 +50,11 @@ class Work:
         """Names of the joint groups that the target has shares of."""
         return self.drawing.classes.groups(self.guides)
 
+    def summed(self, part: torch.Tensor) -> float:
+        """A figure of which every rank has a part."""
+        part = part.detach()
+        return float(self.accelerator.reduce(part, "sum") if self.accelerator.num_processes > 1 else part)
+
     @property
     def unet(self) -> torch.nn.Module:
         """The denoiser without what accelerate wraps it in: gradients are summed over ranks once, after a whole trajectory."""
@@ -71,9 +76,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     if accelerator.is_main_process:
         for role, found in corrections.items():
             for reason in found.unknown:
-                console.print(
-                    f"[yellow]warning[/]: {role}: {reason}; until then its readings are not corrected for its errors", soft_wrap=True
-                )
+                warn(f"{role}: {reason}; until then its readings are not corrected for its errors")
         _warn_of(prompts, guides, "what they ask for is drawn, their mix will hardly move")
     drawing = Drawing.prepare(state.stage, prompts, classes, settings, accelerator)
     real = None
@@ -92,12 +95,14 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     encoders = [Encoder.load(path).to(accelerator.device) for path in _encoders(settings)]
     for encoder in encoders:
         encoder.model.requires_grad_(False)
+    errors = [found.matrix().round(9).tolist() for found in corrections.values()]
+    calibrated = [(guide.temperature, guide.facts.get("test_subjects")) for found in (guides, held_out) for guide in found.all]
     fingerprint = {
         "model": state.model_sha256,
         "guides": " ".join(",".join(guide.sha256 for guide in found.all) for found in (guides, held_out)),
-        "guides' errors": repr([found.matrix().round(9).tolist() for found in corrections.values()]),
+        "guides' calibration": repr((errors, calibrated)),
         "target mix": json.dumps(dict(zip(classes.groups(guides), target.round(9).tolist(), strict=True))),
-        "prompts": _digest(prompts),
+        "prompts": _digest(f"{classes.codes[prompt]} {prompt}" for prompt in prompts),
         "encoders": ",".join(encoder.sha256 for encoder in encoders),
         "real images": _digest(real.facts) if real is not None else "",
     }
@@ -109,10 +114,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
 def _warn_of(prompts: Sequence[str], guides: Guides, consequence: str) -> None:
     """Say so where prompts state what is to be moved."""
     if stated := stating(prompts, guides.groups):
-        console.print(
-            f"[yellow]warning[/]: {len(stated)} of {len(prompts)} prompts state a group of {', '.join(guides.groups)} ({stated[0]!r}): "
-            + consequence
-        )
+        warn(f"{len(stated)} of {len(prompts)} prompts state a group of {', '.join(guides.groups)} ({stated[0]!r}): {consequence}")
 
 
 def _encoders(settings: AlignSettings) -> list[Path]:
@@ -136,8 +138,8 @@ def _guides(settings: AlignSettings, accelerator: Accelerator) -> tuple[Guides, 
         held_out = held_out.having(attribute, found[-1:])
         guides = guides.having(attribute, found[:-1] or found)
         if len(found) == 1 and accelerator.is_main_process:
-            console.print(
-                f"[yellow]warning[/]: {found[0].path} alone both guides and tells how far to go; a tuned model fools its guide, so give a "
+            warn(
+                f"{found[0].path} alone both guides and tells how far to go; a tuned model fools its guide, so give a "
                 f"second classifier of {attribute}, trained on other subjects"
             )
     for attribute, found in held_out.by_attribute.items():
@@ -162,10 +164,9 @@ def _warn_of_one_kind(guides: Guides, held_out: Guides) -> None:
         others = {guide.model.config.model_type for guide in held_out.by_attribute[attribute] if guide.sha256 not in guiding}
         kinds = {guide.model.config.model_type for guide in found}
         if others and others <= kinds:
-            console.print(
-                f"[yellow]warning[/]: guides and held-out guides of {attribute} are of one architecture ({', '.join(sorted(others))}): "
-                "images that fool one may fool the other; give a --held-out-guide of another --arch",
-                soft_wrap=True,
+            warn(
+                f"guides and held-out guides of {attribute} are of one architecture ({', '.join(sorted(others))}): "
+                "images that fool one may fool the other; give a --held-out-guide of another --arch"
             )
 
 
@@ -183,4 +184,4 @@ def _real_images(settings: AlignSettings) -> Cohort | None:
     """Real images to learn from, or that anchor: a cohort that is named for it, else the target where it is one."""
     if path := settings.exemplars or settings.anchor_cohort:
         return Cohort.load(path)
-    return Cohort.load(settings.target) if settings.anchor and (Path(settings.target) / SCHEMA_FILE).is_file() else None
+    return Cohort.load(settings.target) if settings.anchor and is_cohort(settings.target) else None

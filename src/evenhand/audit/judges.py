@@ -52,10 +52,12 @@ def cohort_hash(cohort: Cohort) -> str:
 
 
 def guides_of(cohort: Cohort) -> set[str]:
-    """Hashes of the classifiers that guided the alignment of the model behind a generated cohort, by its provenance."""
-    made = cohort.schema.made
-    notes = [made, made.get("model_provenance") or {}]
-    return {str(guide["sha256"] if isinstance(guide, dict) else guide) for note in notes for guide in note.get("guides") or []}
+    """Hashes of the classifiers that guided any alignment of the model behind a generated cohort, by its provenance."""
+    note, found = cohort.schema.made, set[str]()
+    while note:  # a model may have been aligned more than once, or trained further since: every note holds that of the model before
+        found |= {str(guide["sha256"] if isinstance(guide, dict) else guide) for guide in note.get("guides") or []}
+        note = note.get("model_provenance") or {}
+    return found
 
 
 def gather_judges(

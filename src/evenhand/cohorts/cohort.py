@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from evenhand.core.artifacts import new_folder, read_json, sha256_file, write_atomically, write_json
+from evenhand.core.artifacts import is_file, new_folder, read_json, sha256_file, write_atomically, write_json
 from evenhand.core.errors import UserError, did_you_mean
 
 SCHEMA_FILE, TABLE_FILE, IMAGE_FOLDER = "cohort.json", "cohort.parquet", "images"
@@ -48,6 +48,11 @@ class CohortSchema(BaseModel):
         return {**self.attributes, **self.conditions}
 
 
+def is_cohort(path: Path | str) -> bool:
+    """Whether it is a cohort's folder; any text may be asked about, as where a cohort or a mix in words is taken."""
+    return is_file(Path(path) / SCHEMA_FILE)
+
+
 @dataclass(frozen=True)
 class Cohort:
     """A schema, a table with one row an image, and the folder that holds the images."""
@@ -64,7 +69,7 @@ class Cohort:
             UserError: not a cohort, a damaged file, or a column that the schema names and the table lacks.
         """
         root = Path(path)
-        if not (root / SCHEMA_FILE).is_file():
+        if not is_cohort(root):
             raise UserError(f"{root}: not a cohort (no {SCHEMA_FILE}); make one with 'evenhand cohort import' or 'cohort phantom'")
         try:
             schema = CohortSchema(**read_json(root / SCHEMA_FILE))

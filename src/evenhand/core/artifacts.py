@@ -178,6 +178,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a text that is too long for a name is none, which pathlib may raise for."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 _MODEL_FILES = ("*.safetensors", "*config.json", "model_index.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +16,11 @@ from rich.progress import (
 )
 
 console = Console(stderr=True)
+
+
+def warn(text: str) -> None:
+    """A line on standard error; brackets in it, which prompts and paths may have, are shown as they are."""
+    console.print(f"[yellow]warning[/]: {escape(text)}", highlight=False, soft_wrap=True)
 
 
 class Bar:

@@ -28,7 +28,7 @@ from evenhand.cohorts.cohort import (
 from evenhand.core.artifacts import claim, provenance, read_json, sha256_file, write_bytes, write_json
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
-from evenhand.core.progress import console, track
+from evenhand.core.progress import track, warn
 from evenhand.core.randomness import torch_generator
 from evenhand.engine.batching import rank_batches
 from evenhand.engine.devices import accelerator as new_accelerator
@@ -132,7 +132,7 @@ def _warn_overlong(pipeline: DiffusionPipeline, plan: Plan, accelerator: Acceler
     if long and accelerator.is_main_process:
         images = int(plan.table["prompt"].isin(long).sum())
         limit = pipeline.tokenizer.model_max_length
-        console.print(f"[yellow]warning[/]: {len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut")
+        warn(f"{len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut")
 
 
 def _image_name(sample_id: int) -> str:

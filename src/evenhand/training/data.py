@@ -13,7 +13,7 @@ from accelerate.utils import gather
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError
-from evenhand.core.progress import console
+from evenhand.core.progress import warn
 from evenhand.core.randomness import derive_seed, torch_generator
 from evenhand.engine.batching import Batches
 from evenhand.engine.latents import LatentCache, latent_cache
@@ -76,9 +76,7 @@ class TrainingData:
         if long and accelerator.is_main_process:
             limit = state.pipeline.tokenizer.model_max_length
             images = int(cohort.table["prompt"].isin(long).sum())
-            console.print(
-                f"[yellow]warning[/]: {len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut"
-            )
+            warn(f"{len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut")
         cache = latent_cache(state.stage, cohort, accelerator, state.model_sha256)
         codes = {
             name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError
 from evenhand.core.groups import intersection
-from evenhand.core.progress import console
+from evenhand.core.progress import warn
 from evenhand.core.randomness import generator, torch_generator
 from evenhand.engine.batching import rank_batches
 from evenhand.engine.checkpoints import Checkpoint, load_latest, save_checkpoint
@@ -56,7 +56,7 @@ class Probe:
             raise UserError(f"{settings.cohort}: no group has two images with split=val; this method judges settings by such images")
         absent = sorted(set(state.method.joint.names) & set(state.method.counts) - set(names))
         if absent and accelerator.is_main_process:
-            console.print(f"[yellow]warning[/]: fewer than two validation images of {', '.join(absent)}; settings are judged without")
+            warn(f"fewer than two validation images of {', '.join(absent)}; settings are judged without")
         rows = np.concatenate([_tiled(np.flatnonzero(groups == name), size, settings.seed, name) for name in names])
         cache = latent_cache(state.stage, cohort, accelerator, state.model_sha256)
         timesteps = (np.arange(size) + 0.5) * state.schedule.config.num_train_timesteps / size

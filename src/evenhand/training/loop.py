@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from evenhand.core.artifacts import claim
-from evenhand.core.progress import console, track
+from evenhand.core.progress import track, warn
 from evenhand.engine.checkpoints import load_latest, save_checkpoint
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.engine.losses import min_snr_weights, per_sample_loss, target_of
@@ -94,7 +94,7 @@ def _forks(
         return None
     if not state.method.schedule(settings.steps):
         if accelerator.is_main_process:
-            console.print(f"[yellow]warning[/]: --steps {settings.steps}: too few to try settings; this is balanced sampling")
+            warn(f"--steps {settings.steps}: too few to try settings; this is balanced sampling")
         return None
     return Forks(
         settings, accelerator, state, data, state.method.fork_plan, log,

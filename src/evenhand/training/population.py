@@ -9,7 +9,7 @@ import numpy as np
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import NOT_GROUPS, intersection
-from evenhand.core.progress import console
+from evenhand.core.progress import warn
 from evenhand.engine.batching import tempered_odds
 from evenhand.training.settings import AUTO, TrainSettings
 from evenhand.training.weighting import METHODS
@@ -27,7 +27,7 @@ def resolved(settings: TrainSettings) -> TrainSettings:
     present = _present(settings, Cohort.load(settings.cohort).split("train"))
     if any(len(groups) > 1 for groups in present.values()):
         return settings.model_copy(update={"method": "uniform", "sampling": "balanced", "tau": AUTO_TAU})
-    console.print(f"[yellow]warning[/]: {settings.cohort}: no attribute has two groups in the training split; auto is plain training")
+    warn(f"{settings.cohort}: no attribute has two groups in the training split; auto is plain training")
     return settings.model_copy(update={"method": "uniform"})
 
 
