@@ -62,7 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "source-to-joint-again": {**_SOURCE, "target": JOINT_TARGET, "model": "source-to-joint", "iterations": 150},
     LORA: {**_SOURCE, "lora": 8, "learning_rate": 5e-3},
     "own": _DISTILL,
-    "own-all-noise-levels": {**_DISTILL, "early": 1.0},
+    "own-noisier-half": {**_DISTILL, "early": 0.5},
     "target-fine-tuned": {**_DISTILL, "exemplars": "small-target", "real_mix": "own"},
     "kl": {"form": "kl"},
     "kl-confidence-95": {"form": "kl", "confidence": 0.95},

@@ -46,7 +46,9 @@ class AlignSettings(Settings):
     exemplars: Path | None = Field(
         None, description="real images that form distill learns from instead, such as those that the model was trained on"
     )
-    early: float = Field(0.5, gt=0, le=1, description="part of the noise levels, from the noisiest, at which own images teach")
+    early: float = Field(
+        1.0, gt=0, le=1, description="part of the noise levels, from the noisiest, at which own images teach; below, the untuned model does"
+    )
     path: Literal["adjusted", "truncated", "full"] = "adjusted"
     carrying: str | None = Field(None, description="solver steps that carry gradient: all, half (the first), first:K or last:K")
     solver_steps: int = Field(20, ge=1, description="as in generation: the mix moves with it")
