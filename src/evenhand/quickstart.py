@@ -86,7 +86,7 @@ def _first_attribute(settings: QuickstartSettings) -> tuple[str, list[str]]:
 def _equal_shares(settings: QuickstartSettings) -> str:
     """The target mix: all groups of the first attribute alike."""
     attribute, groups = _first_attribute(settings)
-    return f"{attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups)
+    return f"{attribute}=" + ",".join(f"{group}:{1 / len(groups):.6g}" for group in groups)
 
 
 def _cohort(settings: QuickstartSettings, path: Path) -> None:

@@ -48,7 +48,7 @@ def shares(table: PresenceTable) -> dict[str, float | None]:
 
 def test_a_judges_count_is_corrected_and_the_headline_reads_as_promised() -> None:
     data, sex, _ = world(0.9, ["x"] * 600)
-    table = presence_table(sex, target_shares(sex, parse_mix("sex=male:0.5,female:0.5")), data)
+    table = presence_table(sex, target_shares([sex], parse_mix("sex=male:0.5,female:0.5")), data)
     male = table.rows[0]
     assert male.raw is not None and male.value is not None and male.low is not None and male.high is not None
     assert male.raw < 0.8 and male.value == pytest.approx(0.9, abs=0.08) and male.low < 0.9 < male.high
@@ -77,30 +77,30 @@ def test_a_moved_judge_gives_no_share_and_a_hand_gives_it_back() -> None:
 def test_requested_and_judged_columns_cross() -> None:
     data, sex, race = world(0.8, ["x"] * 450 + ["y"] * 150)
     both = cross([sex, race])
-    table = presence_table(both, target_shares(both, None), data)
+    table = presence_table(both, target_shares([sex, race], None), data)
     found = shares(table)
     assert table.basis == "mixed" and list(found) == ["male x x", "male x y", "female x x", "female x y"]
     assert found["male x x"] + found["female x x"] == pytest.approx(0.75)
     assert found["male x x"] == pytest.approx(0.6, abs=0.08)  # type: ignore[operator]
     assert {row.group: row.target for row in table.rows}["male x x"] == pytest.approx(0.25, abs=0.04)
-    requested = presence_table(race, target_shares(race, None), data)
+    requested = presence_table(race, target_shares([race], None), data)
     assert shares(requested) == {"x": 0.75, "y": 0.25} and requested.method == "requested" and requested.gap == pytest.approx(0.25)
 
 
 def test_without_held_out_images_or_a_judge_there_is_no_share() -> None:
     data, sex, _ = world(0.8, ["x"] * 600)
     blind = PresenceData(data.real, data.synthetic, np.zeros(900, dtype=bool), data.columns, {}, 100, 0)
-    table = presence_table(sex, target_shares(sex, None), blind)
+    table = presence_table(sex, target_shares([sex], None), blind)
     assert table.identifiable is False and "held out" in table.refusal and shares(table) == {"male": None, "female": None}
     silent = read_column(data.real, data.synthetic, "sex", None)
-    nothing = presence_table(silent, target_shares(silent, None), data)
+    nothing = presence_table(silent, target_shares([silent], None), data)
     assert nothing.gap is None and all(row.raw is None and "silent" in row.reason for row in nothing.rows)
     assert "undefined" in presence_finding(nothing).text
 
 
 def test_an_absent_group_stays_with_a_share_of_nothing() -> None:
     data, _, race = world(0.8, ["x"] * 600)
-    table = presence_table(race, target_shares(race, None), data)
+    table = presence_table(race, target_shares([race], None), data)
     assert shares(table) == {"x": 1.0, "y": 0.0} and table.rows[1].target == 0.5
 
 
@@ -129,9 +129,38 @@ def test_a_target_of_few_patients_with_many_images_is_no_exact_one() -> None:
     patients = np.repeat(np.arange(60), 33)
     sexes = pd.Series(pd.Categorical(np.where(patients % 2 == 0, "male", "female"), categories=["male", "female"]))
     reading = Reading(("sex",), sexes, sexes, "requested")
-    by_patient, by_image = target_shares(reading, None, patients), target_shares(reading, None)
+    by_patient, by_image = target_shares([reading], None, patients), target_shares([reading], None)
     assert by_patient.shares == by_image.shares == {"male": 0.5, "female": 0.5}
     assert by_patient.n == by_image.n == 1980 and by_patient.effective == pytest.approx(60) and by_image.effective == pytest.approx(1980)
+
+
+def singles(sexes: list[str], races: list[str]) -> list[Reading]:
+    both = cohort(len(sexes), sex=sexes, race=races)
+    return [read_column(both, both, name, None) for name in GROUPS]
+
+
+def test_a_target_of_one_column_holds_in_its_crossings_and_real_images_say_the_rest() -> None:
+    parts = singles(["male"] * 8 + ["female"] * 4, ["x"] * 6 + ["y"] * 2 + ["x"] + ["y"] * 3)
+    target = target_shares(parts, parse_mix("sex=male:0.5,female:0.5"))
+    assert target.shares == pytest.approx({"male x x": 0.375, "male x y": 0.125, "female x x": 0.125, "female x y": 0.375})
+    # eight images count 0.75 each and four 1.5: 12^2 / (8 * 0.75^2 + 4 * 1.5^2)
+    assert target.n == 12 and target.effective == pytest.approx(144 / 13.5) and target.stated == ("sex",)
+    unstated = target_shares(parts, None)
+    assert unstated.shares == pytest.approx({"male x x": 6 / 12, "male x y": 2 / 12, "female x x": 1 / 12, "female x y": 3 / 12})
+    assert unstated.stated == () and unstated.effective == pytest.approx(12)
+    both = target_shares(parts, parse_mix("race*sex=x/male:0.7,y/female:0.3"))
+    assert both.shares == {"male x x": 0.7, "male x y": 0.0, "female x x": 0.0, "female x y": 0.3} and both.n == 0
+
+
+def test_a_stated_group_that_no_real_image_shows_leaves_its_crossings_undefined() -> None:
+    parts = singles(["male"] * 6, ["x", "y"] * 3)
+    target = target_shares(parts, parse_mix("sex=male:0.5,female:0.5"))
+    assert target.shares == {} and "the target wants female, and no real image" in target.reason
+    data, sex, race = world(0.8, ["x"] * 300 + ["y"] * 300)
+    table = presence_table(cross([sex, race]), target, data)
+    assert table.gap is None and all(row.target is None and "wants female" in row.reason for row in table.rows)
+    wholly_male = target_shares(parts, parse_mix("sex=male:1,female:0"))
+    assert wholly_male.shares == {"male x x": 0.5, "male x y": 0.5, "female x x": 0.0, "female x y": 0.0}
 
 
 def test_a_few_silent_images_stay_out_and_ask_no_judge() -> None:
@@ -144,6 +173,6 @@ def test_a_few_silent_images_stay_out_and_ask_no_judge() -> None:
 def test_the_few_that_are_silent_on_one_column_stay_out_of_its_crossing_with_a_judged_one() -> None:
     data, sex, race = world(0.8, ["x", "y"] * 290 + ["unspecified"] * 20)
     assert race.basis == "requested"
-    table = presence_table(cross([sex, race]), target_shares(cross([sex, race]), None), data)
+    table = presence_table(cross([sex, race]), target_shares([sex, race], None), data)
     assert table.identifiable and table.n == 580 and sum(row.value or 0 for row in table.rows) == pytest.approx(1)
     assert shares(table)["male x x"] == pytest.approx(0.4, abs=0.06)

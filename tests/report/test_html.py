@@ -106,6 +106,15 @@ def test_the_worst_group_is_marked_only_where_it_stands_out(audit: Path) -> None
     assert text.count('class="mark"') == 2  # KID and FID of the one group; not the AUC
 
 
+def test_a_target_that_speaks_of_one_column_of_a_pair_is_said_to(audit: Path) -> None:
+    result = AuditResult.load(audit)
+    table = result.presence[0].model_copy(update={"by": ["sex", "age_group"], "stated": ["sex"], "sensitivity": 0.02})
+    result.model_copy(update={"presence": [table]}).save(audit)
+    text = " ".join(page(audit)[0].split())
+    assert "The target: sex as stated, the rest as among real images of the same sex. Total variation distance: 3.0 points. Did" in text
+    assert '<th class="number">target</th>' in text and '<th class="number">real cohort</th>' not in text
+
+
 def test_undefined_estimates_are_drawn_as_such() -> None:
     lines = [Line("a", Mark(0.4, 0.3, 0.5), Mark(0.5)), Line("b", Mark(None), Mark(None))]
     for drawing in (

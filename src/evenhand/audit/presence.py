@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from evenhand.audit.intervals import effective_subjects, subject_codes
-from evenhand.audit.readings import JOIN, Reading, stated
+from evenhand.audit.readings import JOIN, Reading, cross, stated
 from evenhand.audit.representation import MixEstimate, estimate_mix, mix_gap, prediction_powered_mix, raw_presence
 from evenhand.audit.result import PresenceRow, PresenceTable, number
 from evenhand.cohorts.cohort import Cohort
@@ -57,7 +57,7 @@ def presence_table(reading: Reading, target: Target, data: PresenceData, *, judg
     for name, cell in zip(names, counted.by_group.to_dict("records"), strict=True):
         raw = tuple(number(float(cell[key])) for key in ("raw", "low", "high"))
         shown = tuple(number(bound) for bound in found.shares.get(name, (math.nan,) * 3)) if found else raw
-        reason = UNSEEN if reading.basis == "none" else str(cell["reason"]) or ("" if target.shares else "no real image has a known group")
+        reason = UNSEEN if reading.basis == "none" else str(cell["reason"]) or target.reason
         rows.append(
             PresenceRow(
                 group=name, n=int(cell["n"]), value=shown[0], low=shown[1], high=shown[2], raw=raw[0], raw_low=raw[1], raw_high=raw[2],
@@ -69,7 +69,7 @@ def presence_table(reading: Reading, target: Target, data: PresenceData, *, judg
     gap = mix_gap(shares, target.shares) if target.shares and known and reading.basis != "none" else math.nan
     return PresenceTable(
         question=f"presence:{reading.question}", by=list(reading.by), basis=reading.basis, shown=judge_only,
-        n=counted.n, n_real=target.n, n_target=target.effective, gap=number(gap),
+        n=counted.n, n_real=target.n, n_target=target.effective, stated=list(target.stated), gap=number(gap),
         raw_gap=number(mix_gap(counted.mix, target.shares) if target.shares else math.nan),
         method=found.estimate.method if found else "requested" if reading.basis == "requested" else "none",
         identifiable=known if reading.basis != "none" else None, refusal=found.estimate.reason if found else "",
@@ -87,28 +87,57 @@ def _calibrating(reading: Reading, data: PresenceData) -> int:
 
 @dataclass(frozen=True)
 class Target:
-    """Wanted shares by group; how many real images they rest on (0: stated), and how many independent ones those are worth."""
+    """Wanted shares by group; how many real images they rest on (0: stated), and how many independent ones those are worth.
+
+    ``stated`` names the columns whose shares a mix gave; without shares, ``reason`` says why.
+    """
 
     shares: dict[str, float]
     n: int = 0
     effective: float = 0.0
+    stated: tuple[str, ...] = ()
+    reason: str = ""
 
 
-def target_shares(reading: Reading, mix: Mix | None, subjects: np.ndarray | None = None) -> Target:
-    """Shares of every category in a stated mix, or among the real images' known labels, whose ``subjects`` are given."""
-    names = [str(name) for name in reading.real.cat.categories]
-    if mix is not None and set(reading.by) <= set(mix.names):
-        places = [mix.names.index(name) for name in reading.by]
-        shares = dict.fromkeys(names, 0.0)
-        for values, share in mix.joint().items():
-            shares[JOIN.join(values[place] for place in places)] += share
-        return Target(shares)
-    found = raw_presence(reading.real.astype(object), names)
-    known = reading.real.notna().to_numpy()
-    if not found.n:
-        return Target({})
-    images = np.bincount(subject_codes(None if subjects is None else subjects[known], int(known.sum())))
-    return Target({str(name): share for name, share in found.mix.items()}, found.n, effective_subjects(images))
+def target_shares(parts: Sequence[Reading], mix: Mix | None, subjects: np.ndarray | None = None) -> Target:
+    """Wanted share of every product of the columns' groups: stated by the mix, else as among the real images' known labels.
+
+    Where the mix speaks of some of the columns alone, real images say what it leaves open: within each group that it states, the
+    others have their shares among the real images of that group. ``subjects`` are those of the real images (n,).
+    """
+    crossed = cross(parts)
+    names = [str(name) for name in crossed.real.cat.categories]
+    stated_at = [place for place, part in enumerate(parts) if mix is not None and part.by[0] in mix.names]
+    columns = tuple(parts[place].by[0] for place in stated_at)
+    keys = [tuple(cell[place] for place in stated_at) for cell in _product([list(part.real.cat.categories) for part in parts])]
+    wanted = _stated_shares(mix, columns)
+    if len(columns) == len(parts):
+        return Target({name: wanted.get(key, 0.0) for name, key in zip(names, keys, strict=True)}, stated=columns)
+    codes = crossed.real.cat.codes.to_numpy()
+    known = codes >= 0
+    if not known.any():
+        return Target({}, stated=columns, reason="no real image has a known group")
+    found = np.bincount(codes[known], minlength=len(names)) / known.sum()
+    shown = {key: float(sum(share for share, other in zip(found, keys, strict=True) if other == key)) for key in keys}
+    absent = next((key for key, share in wanted.items() if share > 0 and not shown.get(key)), None)
+    if absent is not None:
+        reason = f"the target wants {JOIN.join(absent)}, and no real image of it says how the rest is shared"
+        return Target({}, stated=columns, reason=reason)
+    weights = np.array([wanted.get(key, 0.0) / shown[key] if shown[key] else 0.0 for key in keys])
+    images = np.bincount(subject_codes(None if subjects is None else subjects[known], int(known.sum())), weights[codes[known]])
+    shares = {name: float(share) for name, share in zip(names, found * weights, strict=True)}
+    return Target(shares, int(known.sum()), effective_subjects(images), columns)
+
+
+def _stated_shares(mix: Mix | None, columns: Sequence[str]) -> dict[tuple[str, ...], float]:
+    """The mix's shares of these columns' joint groups; of no column the one share of 1."""
+    if mix is None or not columns:
+        return {(): 1.0}
+    places, shares = [mix.names.index(name) for name in columns], dict[tuple[str, ...], float]()
+    for values, share in mix.joint().items():
+        key = tuple(values[place] for place in places)
+        shares[key] = shares.get(key, 0.0) + share
+    return shares
 
 
 @dataclass(frozen=True)

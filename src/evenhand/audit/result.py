@@ -73,6 +73,7 @@ class PresenceTable(Part):
     n: int
     n_real: int
     n_target: float = 0  # independent real images that the target is worth; 0 where it was stated
+    stated: list[str] = []  # columns whose shares were stated; the target's other ones are the real images'
     n_calibration: int | None = None
     gap: float | None
     raw_gap: float | None
