@@ -111,7 +111,7 @@ def _judged(world: Path, made: Cohort, target: Mix) -> dict[str, Any]:
         judge = Classifier.load(classifier_folder(world, "judge", attribute))
         labels = held.table[attribute].map({group: code for code, group in enumerate(judge.groups)}).to_numpy()
         found = estimate_mix(cohort_predictions(judge, made), cohort_predictions(judge, held), labels)
-        wanted = target.marginal(attribute)
+        wanted = {group: share for (group,), share in target.joint([attribute]).items()}
         distances.append(sum(abs(share - wanted.get(group, 0)) for group, share in zip(judge.groups, found.values, strict=True)) / 2)
         facts[f"{attribute}_identifiable"] = bool(found.identifiable)
         if attribute == "sex":

@@ -235,6 +235,12 @@ def test_prompts_that_state_the_attribute_are_warned_of(settings: Any, brain: Pa
     assert "prompts state a group of sex" in " ".join(capsys.readouterr().err.split())
 
 
+def test_prompts_that_the_tokenizer_cuts_are_warned_of(settings: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "long.txt").write_text("Brain MR slice\n" + "Brain MR slice of a patient " * 20)
+    align(settings(prompts=str(tmp_path / "long.txt"), iterations=1))
+    assert "1 prompts (1 images) exceed the tokenizer's" in " ".join(capsys.readouterr().err.split())
+
+
 def test_exemplars_whose_prompts_state_it_are_warned_of(settings: Any, brain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     align(settings(form="distill", consistency=0, exemplars=brain, iterations=1))
     assert "silent ones learn little of these images' mix" in " ".join(capsys.readouterr().err.split())

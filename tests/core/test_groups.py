@@ -22,16 +22,18 @@ def test_independent_factors_multiply() -> None:
     mix = parse_mix(INDEPENDENT, SCHEMA)
     expected = {("male", "young"): 0.4, ("male", "old"): 0.4, ("female", "young"): 0.1, ("female", "old"): 0.1}
     assert mix.joint() == pytest.approx(expected)
-    assert mix.marginal("sex") == {"male": 0.8, "female": 0.2}
+    assert mix.joint(["sex"]) == pytest.approx({("male",): 0.8, ("female",): 0.2})
+    assert mix.joint([]) == pytest.approx({(): 1})
 
 
 def test_joint_factor() -> None:
     mix = parse_mix(JOINT, SCHEMA)
     assert mix.joint() == {("male", "tumour"): 0.3, ("male", "none"): 0.5, ("female", "tumour"): 0.2}
-    assert mix.marginal("sex") == pytest.approx({"male": 0.8, "female": 0.2})
-    assert mix.marginal("tumour") == pytest.approx({"tumour": 0.5, "none": 0.5})
+    assert mix.joint(["sex"]) == pytest.approx({("male",): 0.8, ("female",): 0.2})
+    assert mix.joint(["tumour"]) == pytest.approx({("tumour",): 0.5, ("none",): 0.5})
+    assert mix.joint(["tumour", "sex"]) == {("tumour", "male"): 0.3, ("none", "male"): 0.5, ("tumour", "female"): 0.2}
     with pytest.raises(UserError) as error:
-        mix.marginal("sx")
+        mix.joint(["sx"])
     assert str(error.value) == "the mix says nothing of 'sx'; did you mean 'sex'? There is: sex, tumour"
 
 

@@ -21,10 +21,10 @@ from evenhand.models.pipelines import (
     load_pipeline,
     model_folder,
     model_hash,
-    overlong,
     quiet_libraries,
     save_pipeline,
     training_scheduler,
+    warn_of_overlong,
 )
 
 
@@ -173,11 +173,14 @@ def test_the_hash_knows_everything_that_changes_an_image(copy: Path) -> None:
         before.add(model_hash(copy))
 
 
-def test_prompts_over_the_limit_are_found_and_cut(tiny: Path) -> None:
+def test_prompts_over_the_limit_are_found_and_cut(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = load_pipeline(tiny)
     short, long = "Brain MR slice of a male patient", "Brain MR slice of a male patient " * 20
-    assert overlong(pipeline, [short, long]) == [long]
-    assert overlong(pipeline, []) == []
+    warn_of_overlong(pipeline, [short, long, short, long])
+    assert "1 prompts (2 images) exceed the tokenizer's" in capsys.readouterr().err
+    for none in ([short], []):
+        warn_of_overlong(pipeline, none)
+    assert not capsys.readouterr().err
     states = encode_prompts(pipeline, [short, long])
     assert states.shape == (2, pipeline.tokenizer.model_max_length, 64)
     oracle, _ = pipeline.encode_prompt([short, long[:100]], "cpu", 1, False)

@@ -115,11 +115,10 @@ class PromptClasses:
         """A mix in each class: that of the rows that name it, or the same for all where the mix does not speak of classes."""
         if self.column not in mix.names:
             return [mix] * len(self.names)
-        place = mix.names.index(self.column)
         names = tuple(name for name in mix.names if name != self.column)
-        found = []
+        found, joint = [], mix.joint([self.column, *names])
         for own in self.names:
-            rows = {(*values[:place], *values[place + 1 :]): share for values, share in mix.joint().items() if values[place] == own}
+            rows = {values[1:]: share for values, share in joint.items() if values[0] == own}
             if not (total := sum(rows.values())):
                 raise UserError(
                     f"--target: says nothing of {self.column} {own!r}, which prompts have; state its mix, or leave it out of them"

@@ -20,7 +20,7 @@ from evenhand.core.errors import UserError
 from evenhand.core.randomness import derive_seed, generator, torch_generator
 from evenhand.engine.batching import rank_batches
 from evenhand.models.denoise import guided_prediction, sampler, trajectory
-from evenhand.models.pipelines import encode_prompts
+from evenhand.models.pipelines import encode_prompts, warn_of_overlong
 from evenhand.models.stages import Stage, unit_noise
 
 _DRAWN_AT_ONCE = 50  # images without gradient
@@ -83,7 +83,9 @@ class Drawing:
     def prepare(
         cls, stage: Stage, prompts: list[str], classes: PromptClasses, settings: AlignSettings, accelerator: Accelerator
     ) -> Drawing:
-        """Encode every prompt once."""
+        """Encode every prompt once; warn of those that the tokenizer cuts."""
+        if accelerator.is_main_process:
+            warn_of_overlong(stage.pipeline, prompts)
         unique = sorted({"", *prompts})
         stage.pipeline.text_encoder.to(accelerator.device)
         states = torch.cat([encode_prompts(stage.pipeline, unique[i : i + 64]) for i in range(0, len(unique), 64)])
@@ -138,12 +140,8 @@ class Drawing:
     def whole(self, pieces: list[tuple[np.ndarray, torch.Tensor]], n: int) -> torch.Tensor:
         """Rows that all ranks found, in the order of their places, (n, d), on the CPU and the same on every rank."""
         state = self.accelerator
-        width = torch.tensor(pieces[0][1].shape[1] if pieces else 0, device=state.device)
-        if state.num_processes > 1:
-            width = state.gather(width).max()
+        width = state.gather(torch.tensor(pieces[0][1].shape[1] if pieces else 0, device=state.device)).max()
         rows = torch.zeros(n, int(width), device=state.device)
         for places, values in pieces:
             rows[places] = values.float()
-        if state.num_processes > 1:
-            rows = state.reduce(rows, "sum")
-        return rows.cpu()
+        return state.reduce(rows, "sum").cpu()

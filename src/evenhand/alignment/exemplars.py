@@ -2,7 +2,7 @@
 
 A model that is taught its own images, reweighted, keeps drawing as it drew, but other shares: distillation of the model into itself. Each
 image counts as it must for the mean reading of the guides to be the target, and otherwise as little unlike the others as can be. Which
-group an image shows is decided in noise; below that its own images would only teach it its own faults: there it is held to its own answers.
+group an image shows is decided in noise: own images may teach at the noisier levels alone (``early``), and the untuned model at the others.
 """
 
 from __future__ import annotations

@@ -118,19 +118,19 @@ class Guides:
         groups = self.groups[attribute]
         told = np.zeros((len(cohort), len(groups)))
         if attribute in cohort.schema.columns:
-            table = cohort.table
-            other = table[known(table, [attribute]) & ~table[attribute].isin(groups)]
+            column = cohort.table[attribute]
+            other = cohort.table[known(cohort.table, [attribute]) & ~column.isin(groups)]
             if len(other):
                 raise UserError(
                     f"{cohort.root}: {other['image'].iloc[0]}: its {attribute} is {other[attribute].iloc[0]!r}, and guides know "
                     f"{', '.join(groups)}; name groups alike, or leave such images ({len(other)}) out"
                 )
-            told = np.stack([(cohort.table[attribute] == group).to_numpy(dtype=float) for group in groups], axis=1)
-        silent = ~told.any(axis=1)
+            told = np.stack([(column == group).to_numpy(dtype=float) for group in groups], axis=1)
+        silent = told.max(axis=1) == 0
         if silent.any():
-            guides = self.by_attribute[attribute]
-            read = [cohort_predictions(guide, cohort)[:, [guide.groups.index(group) for group in groups]] for guide in guides]
-            told[silent] = np.mean(read, axis=0)[silent]
+            guides, unseen = self.by_attribute[attribute], cohort.subset(silent)
+            read = [cohort_predictions(guide, unseen)[:, [guide.groups.index(group) for group in groups]] for guide in guides]
+            told[silent] = np.mean(read, axis=0)
         return told
 
     def shares(self, mix: Mix) -> np.ndarray:
@@ -146,7 +146,7 @@ class Guides:
         if left_out:
             raise UserError(f"--target: says nothing of {left_out[0]}, which --guide {self.by_attribute[left_out[0]][0].path} reads")
         mix.check(self.groups)
-        joint = {tuple(values[mix.names.index(name)] for name in self.groups): share for values, share in mix.joint().items()}
+        joint = mix.joint(list(self.groups))
         return np.array([joint.get(values, 0.0) for values in itertools.product(*self.groups.values())])
 
     def to(self, device: torch.device) -> Guides:

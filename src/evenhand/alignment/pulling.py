@@ -43,7 +43,7 @@ def _loss(
     images = state.stage.decode(final)
     joint = work.drawing.classes.joint
     logs, soft = work.guides.log_probabilities(images), joint(work.softened.probabilities(images), classes)
-    everyone, everyone_soft = (_gathered(found.detach(), work) for found in (joint(logs.double().exp(), classes), soft))
+    everyone, everyone_soft = (work.accelerator.gather(found.detach()) for found in (joint(logs.double().exp(), classes), soft))
     part = len(places) / len(everyone)  # a mean over this rank's images counts as much in the mean over all
     if settings.form == "transport" or untuned is not None:
         assignment = assign_within(
@@ -69,7 +69,3 @@ def _loss(
     (gradient,) = torch.autograd.grad(common + own, final)
     means = (found.double().mean(0).cpu().numpy() for found in (everyone, everyone_soft))
     return float(common.detach()) + work.summed(own), gradient, *means
-
-
-def _gathered(found: torch.Tensor, work: Work) -> torch.Tensor:
-    return work.accelerator.gather(found) if work.accelerator.num_processes > 1 else found

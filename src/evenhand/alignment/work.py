@@ -52,8 +52,7 @@ class Work:
 
     def summed(self, part: torch.Tensor) -> float:
         """A figure of which every rank has a part."""
-        part = part.detach()
-        return float(self.accelerator.reduce(part, "sum") if self.accelerator.num_processes > 1 else part)
+        return float(self.accelerator.reduce(part.detach(), "sum"))
 
     @property
     def unet(self) -> torch.nn.Module:

@@ -136,8 +136,9 @@ def presence_chapter(real: Cohort, compared: Compared, readings: dict[str, Readi
     )  # fmt: skip
     whole = {name: read_column(real, compared.synthetic, name, compared.judgement(name)) for name in readings}
     subjects = real.table["subject_id"].astype(object).to_numpy()
-    targets = {reading.by: target_shares([whole[name] for name in reading.by], mix, subjects) for reading in _crossed(readings, settings)}
-    tables = [presence_table(reading, targets[reading.by], data) for reading in _crossed(readings, settings)]
+    crossed = _crossed(readings, settings)
+    targets = {reading.by: target_shares([whole[name] for name in reading.by], mix, subjects) for reading in crossed}
+    tables = [presence_table(reading, targets[reading.by], data) for reading in crossed]
     for name, reading in readings.items():
         if reading.basis in ("requested", "mixed") and name in compared.judges.by_target:
             shown = read_column(compared.real, compared.synthetic, name, compared.judgement(name), prefer_judge=True)

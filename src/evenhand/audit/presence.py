@@ -110,7 +110,7 @@ def target_shares(parts: Sequence[Reading], mix: Mix | None, subjects: np.ndarra
     stated_at = [place for place, part in enumerate(parts) if mix is not None and part.by[0] in mix.names]
     columns = tuple(parts[place].by[0] for place in stated_at)
     keys = [tuple(cell[place] for place in stated_at) for cell in _product([list(part.real.cat.categories) for part in parts])]
-    wanted = _stated_shares(mix, columns)
+    wanted: dict[tuple[str, ...], float] = {(): 1.0} if mix is None else mix.joint(columns)
     if len(columns) == len(parts):
         return Target({name: wanted.get(key, 0.0) for name, key in zip(names, keys, strict=True)}, stated=columns)
     codes = crossed.real.cat.codes.to_numpy()
@@ -127,17 +127,6 @@ def target_shares(parts: Sequence[Reading], mix: Mix | None, subjects: np.ndarra
     images = np.bincount(subject_codes(None if subjects is None else subjects[known], int(known.sum())), weights[codes[known]])
     shares = {name: float(share) for name, share in zip(names, found * weights, strict=True)}
     return Target(shares, int(known.sum()), effective_subjects(images), columns)
-
-
-def _stated_shares(mix: Mix | None, columns: Sequence[str]) -> dict[tuple[str, ...], float]:
-    """The mix's shares of these columns' joint groups; of no column the one share of 1."""
-    if mix is None or not columns:
-        return {(): 1.0}
-    places, shares = [mix.names.index(name) for name in columns], dict[tuple[str, ...], float]()
-    for values, share in mix.joint().items():
-        key = tuple(values[place] for place in places)
-        shares[key] = shares.get(key, 0.0) + share
-    return shares
 
 
 @dataclass(frozen=True)

@@ -46,23 +46,18 @@ class Mix:
         """Every column that the mix speaks of."""
         return tuple(name for factor in self.factors for name in factor.names)
 
-    def joint(self) -> dict[tuple[str, ...], float]:
-        """Share of every joint value, in the order of ``names``."""
-        joint: dict[tuple[str, ...], float] = {}
+    def joint(self, names: Sequence[str] | None = None) -> dict[tuple[str, ...], float]:
+        """Share of every joint value of some columns, in their order; of all, in the order of ``names``, where none are given."""
+        wanted = self.names if names is None else names
+        for name in wanted:
+            if name not in self.names:
+                raise UserError(f"the mix says nothing of {name!r}; {did_you_mean(name, self.names)}")
+        places, joint = [self.names.index(name) for name in wanted], dict[tuple[str, ...], float]()
         for parts in itertools.product(*(factor.shares.items() for factor in self.factors)):
-            joint[tuple(itertools.chain.from_iterable(values for values, _ in parts))] = math.prod(share for _, share in parts)
+            whole = tuple(itertools.chain.from_iterable(values for values, _ in parts))
+            values = tuple(whole[place] for place in places)
+            joint[values] = joint.get(values, 0.0) + math.prod(share for _, share in parts)
         return joint
-
-    def marginal(self, name: str) -> dict[str, float]:
-        """Share of every group of one column."""
-        for factor in self.factors:
-            if name in factor.names:
-                place = factor.names.index(name)
-                shares: dict[str, float] = {}
-                for values, share in factor.shares.items():
-                    shares[values[place]] = shares.get(values[place], 0.0) + share
-                return shares
-        raise UserError(f"the mix says nothing of {name!r}; {did_you_mean(name, self.names)}")
 
     def sample(self, n: int, generator: np.random.Generator) -> pd.DataFrame:
         """Draw ``n`` rows at random."""

@@ -28,12 +28,20 @@ from evenhand.cohorts.cohort import (
 from evenhand.core.artifacts import claim, provenance, read_json, sha256_file, write_bytes, write_json
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
-from evenhand.core.progress import track, warn
+from evenhand.core.progress import track
 from evenhand.core.randomness import torch_generator
 from evenhand.engine.batching import rank_batches
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.generation.plan import Plan, plan_from_file, plan_like
-from evenhand.models.pipelines import encode_prompts, image_geometry, load_pipeline, model_hash, model_provenance, overlong, stages_of
+from evenhand.models.pipelines import (
+    encode_prompts,
+    image_geometry,
+    load_pipeline,
+    model_hash,
+    model_provenance,
+    stages_of,
+    warn_of_overlong,
+)
 from evenhand.models.stages import draw
 from evenhand.models.tensors import to_array
 
@@ -82,7 +90,8 @@ def generate(settings: GenerateSettings) -> Cohort:
             held.enter_context(claim(settings.out))
             _begin(settings, plan)
         accelerator.wait_for_everyone()
-        _warn_overlong(pipeline, plan, accelerator)
+        if accelerator.is_main_process:
+            warn_of_overlong(pipeline, plan.table["prompt"].tolist())
         _draw_missing(settings, plan, pipeline, accelerator)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not (settings.out / SCHEMA_FILE).exists():
@@ -125,14 +134,6 @@ def _begin(settings: GenerateSettings, plan: Plan) -> None:
     else:
         write_json(note, facts)
     images.mkdir(exist_ok=True)
-
-
-def _warn_overlong(pipeline: DiffusionPipeline, plan: Plan, accelerator: Accelerator) -> None:
-    long = overlong(pipeline, sorted(set(plan.table["prompt"])))
-    if long and accelerator.is_main_process:
-        images = int(plan.table["prompt"].isin(long).sum())
-        limit = pipeline.tokenizer.model_max_length
-        warn(f"{len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut")
 
 
 def _image_name(sample_id: int) -> str:

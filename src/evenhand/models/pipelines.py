@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 
 from evenhand.core.artifacts import new_folder, read_json, sha256_folder
 from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.progress import warn
 from evenhand.models.imagen import BaseStage, ImagenPipeline, SuperResolutionStage
 from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
 from evenhand.models.stages import LatentStage, Stage
@@ -157,16 +159,19 @@ def training_scheduler(holder: DiffusionPipeline | Stage) -> DDPMScheduler:
 
 
 def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> torch.Tensor:
-    """Token states of the frozen text encoder: (n, tokens, width). Prompts over the limit are cut, see ``overlong``."""
+    """Token states of the frozen text encoder: (n, tokens, width). Prompts over the limit are cut, see ``warn_of_overlong``."""
     return token_states(pipeline.tokenizer, pipeline.text_encoder, prompts)
 
 
-def overlong(pipeline: DiffusionPipeline, prompts: list[str]) -> list[str]:
-    """Prompts that the tokenizer's limit cuts; their end does not reach the model."""
-    tokenizer = pipeline.tokenizer
+def warn_of_overlong(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> None:
+    """Say how many prompts, one an image, the tokenizer's limit cuts; their end does not reach the model."""
+    tokenizer, images = pipeline.tokenizer, Counter(prompts)
     with quiet_libraries():
-        lengths = [len(ids) for ids in tokenizer(prompts, truncation=False).input_ids] if prompts else []
-    return [prompt for prompt, length in zip(prompts, lengths, strict=True) if length > tokenizer.model_max_length]
+        lengths = [len(ids) for ids in tokenizer(list(images), truncation=False).input_ids] if images else []
+    limit = tokenizer.model_max_length
+    if long := [prompt for prompt, length in zip(images, lengths, strict=True) if length > limit]:
+        n = sum(images[prompt] for prompt in long)
+        warn(f"{len(long)} prompts ({n} images) exceed the tokenizer's {limit} tokens; their end is cut")
 
 
 def image_geometry(pipeline: DiffusionPipeline) -> tuple[int, str]:

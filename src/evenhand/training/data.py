@@ -13,12 +13,11 @@ from accelerate.utils import gather
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError
-from evenhand.core.progress import warn
 from evenhand.core.randomness import derive_seed, torch_generator
 from evenhand.engine.batching import Batches
 from evenhand.engine.latents import LatentCache, latent_cache
 from evenhand.models.denoise import Condition
-from evenhand.models.pipelines import overlong
+from evenhand.models.pipelines import warn_of_overlong
 from evenhand.models.stages import Stage
 from evenhand.training.settings import TrainSettings
 from evenhand.training.state import TrainingState
@@ -72,11 +71,8 @@ class TrainingData:
         share = settings.accumulation * accelerator.num_processes
         if settings.batch_size % share:
             raise UserError(f"--batch-size {settings.batch_size}: not a multiple of processes x accumulation ({share})")
-        long = overlong(state.pipeline, sorted(set(cohort.table["prompt"])))
-        if long and accelerator.is_main_process:
-            limit = state.pipeline.tokenizer.model_max_length
-            images = int(cohort.table["prompt"].isin(long).sum())
-            warn(f"{len(long)} prompts ({images} images) exceed the tokenizer's {limit} tokens; their end is cut")
+        if accelerator.is_main_process:
+            warn_of_overlong(state.pipeline, cohort.table["prompt"].tolist())
         cache = latent_cache(state.stage, cohort, accelerator, state.model_sha256)
         codes = {
             name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)
