@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import Field, PlainSerializer
 
 from evenhand.cohorts.images import BadImage, inside, open_verified
-from evenhand.cohorts.sources.reading import BadRow, Row
+from evenhand.cohorts.tables import Row
+from evenhand.cohorts.values import BadRow
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError, did_you_mean
 

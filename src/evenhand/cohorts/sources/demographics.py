@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from evenhand.cohorts.sources.reading import BadRow, cell, is_missing, read_rows
-from evenhand.cohorts.sources.workbook import read_workbook
+from evenhand.cohorts.tables import read_rows
+from evenhand.cohorts.values import BadRow, cell, is_missing
+from evenhand.cohorts.workbook import read_workbook
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
-from evenhand.cohorts.sources.reading import BadRow, Row, age_group, cell, read_rows, translate
+from evenhand.cohorts.tables import Row, read_rows
+from evenhand.cohorts.values import BadRow, age_group, cell, translate
 from evenhand.core.errors import UserError
 
 TABLES = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")

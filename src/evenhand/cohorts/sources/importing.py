@@ -15,7 +15,7 @@ from evenhand.cohorts.cohort import Cohort, CohortSchema
 from evenhand.cohorts.images import BadImage, default_size, image_mode, prepare
 from evenhand.cohorts.prompts import check_state, write_prompt
 from evenhand.cohorts.sources import SOURCES, ImportSettings, Record, Source
-from evenhand.cohorts.sources.reading import BadRow, LeftOut
+from evenhand.cohorts.values import BadRow, LeftOut
 from evenhand.cohorts.splits import split_of
 from evenhand.cohorts.writing import CohortWriter, cohort_writer
 from evenhand.core.artifacts import is_disk_full, provenance, require_free, write_text

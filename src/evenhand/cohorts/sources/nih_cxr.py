@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
-from evenhand.cohorts.sources.reading import BadRow, Row, age_group, cell, is_missing, read_rows, translate
+from evenhand.cohorts.tables import Row, read_rows
+from evenhand.cohorts.values import BadRow, age_group, cell, is_missing, translate
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
 

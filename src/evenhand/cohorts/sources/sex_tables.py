@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evenhand.cohorts.sources.reading import BadRow, Row, cell, column_names, is_missing, read_rows
+from evenhand.cohorts.tables import Row, column_names, read_rows
+from evenhand.cohorts.values import BadRow, cell, is_missing
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN
 

@@ -12,7 +12,7 @@ from typing import Any
 import openpyxl
 
 from evenhand.cohorts.arrays import BOUNDED
-from evenhand.cohorts.sources.reading import Row, require_columns
+from evenhand.cohorts.tables import Row, require_columns
 from evenhand.core.errors import UserError
 
 MAX_BYTES = 100_000_000  # of all parts unpacked; a table of 65,000 patients has about 10 million

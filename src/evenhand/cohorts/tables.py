@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.groups import UNKNOWN
 
-# how raw tables write that nothing is known; "none" is missing on purpose: it is a finding, not a gap
-MISSING = ("", "nan", "na", "n/a", "null", "-1", "-1.0", "unknown", "unspecified", "?")
-MAX_AGE = 120  # ChestX-ray14 has patients of 412 years
 Row = dict[str, str]
-
-
-class BadRow(Exception):
-    """Why one row is not taken, in a few words and without the row's number."""
-
-
-class LeftOut(Exception):
-    """Why one good row is left out, as the settings ask; rows are counted by these words."""
 
 
 def read_rows(path: Path, required: Sequence[str] = (), *, ending: str | None = None) -> Iterator[tuple[str, Row]]:
@@ -112,43 +99,3 @@ def _parquet_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
 
 def _text(value: object) -> str:
     return "" if value is None else str(value).strip()
-
-
-def cell(row: Mapping[str, str], column: str) -> str:
-    """One value; a row too short to have it is a bad row."""
-    if column not in row:
-        raise BadRow(f"no value in column {column!r}; the row is cut short")
-    return row[column]
-
-
-def is_missing(value: str) -> bool:
-    """Whether a raw value says that nothing is known."""
-    return value.strip().lower() in MISSING
-
-
-def translate(column: str, value: str, groups: Mapping[str, str]) -> str:
-    """A raw value as a group; missing becomes ``unknown``.
-
-    Raises:
-        BadRow: a value that ``groups`` does not know.
-    """
-    if is_missing(value):
-        return UNKNOWN
-    if value.strip().lower() not in groups:
-        raise BadRow(f"{column} {value!r} is no known group; {did_you_mean(value.strip().lower(), groups)}")
-    return groups[value.strip().lower()]
-
-
-def age_group(value: str) -> str:
-    """``<60`` or ``>=60`` from years such as ``57``, ``57.0`` or ``057Y``; empty and impossible ages are ``unknown``.
-
-    Raises:
-        BadRow: not an age.
-    """
-    if is_missing(value):
-        return UNKNOWN
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([YMWD]?)", value.strip(), flags=re.IGNORECASE)
-    if not found:
-        raise BadRow(f"age {value!r} is not a number of years")
-    years = float(found[1]) / {"M": 12, "W": 52, "D": 365}.get(found[2].upper(), 1)
-    return UNKNOWN if years > MAX_AGE else ">=60" if years >= 60 else "<60"
