@@ -2,7 +2,7 @@
 
 import pytest
 
-from evenhand.cohorts.prompts import TEMPLATES, check_state, write_prompt
+from evenhand.cohorts.prompts import TEMPLATES, check_state, template_pattern, write_prompt
 from evenhand.core.errors import UserError
 
 
@@ -69,6 +69,67 @@ from evenhand.core.errors import UserError
 )
 def test_templates(modality: str, attributes: dict[str, str], conditions: dict[str, str], prompt: str) -> None:
     assert write_prompt(modality, attributes, conditions) == prompt
+
+
+ABSENT = {
+    ("brain", "tumour"): ["none", "0", "0.0", "-0", "0,0", " no ", "No", "FALSE", "notumor", "no tumour", "Non-Tumor", "normal", "Healthy"],
+    ("fundus", "glaucoma"): ["0.00", "negative", "non_glaucoma", "Non Glaucoma", "no-glaucoma", "healthy", "glaucoma-free"],
+    ("chest", "effusion"): ["absent", "no effusion", "No Pleural Effusion", "effusion none", "n", "No Finding"],
+    ("chest", "finding"): ["No Finding", "no findings", "normal", "0"],
+    ("chest", "lung_lesion"): ["none", "no lung lesion", "non Lung Lesion", "0.0"],
+}
+PRESENT = {
+    ("brain", "tumour"): ["1", "1.0", "yes", "TRUE", "tumor", "Tumour", "with tumour", "positive"],
+    ("fundus", "glaucoma"): ["1.00", "Glaucoma", "y", "present"],
+    ("chest", "effusion"): ["effusion", "Pleural Effusion", "pleural_effusion", "1"],
+    ("chest", "finding"): ["any", "abnormal", "finding"],
+    ("chest", "lung_lesion"): ["lung_lesion", "Lung Lesion", "true"],
+}
+OTHER = {  # written as they are, or with the finding's name where they are a grade of it
+    ("brain", "tumour"): {"glioma": ", glioma", "control": ", control", "kein Tumor": ", kein Tumor", "small": " with small tumour"},
+    ("fundus", "glaucoma"): {"suspect": " with the following conditions: suspect", "mild": " with the following conditions: mild glaucoma"},
+    ("fundus", "md_severity"): {"none": " with the following conditions: normal vision", "sever": " with the following conditions: sever"},
+    ("chest", "effusion"): {"unclear": " diagnosed with unclear", "large": " diagnosed with large Pleural Effusion"},
+    ("chest", "finding"): {"pneumonia": " diagnosed with pneumonia"},
+}
+
+
+@pytest.mark.parametrize(("modality", "column"), ABSENT)
+def test_a_value_is_absent_or_present_only_where_it_is_known_to_be(modality: str, column: str) -> None:
+    absent, present = (write_prompt(modality, {}, {column: value}) for value in ("none", "yes"))
+    assert absent != present
+    assert {write_prompt(modality, {}, {column: value}) for value in ABSENT[modality, column]} == {absent}
+    assert {write_prompt(modality, {}, {column: value}) for value in PRESENT[modality, column]} == {present}
+
+
+@pytest.mark.parametrize(("modality", "column"), OTHER)
+def test_any_other_value_is_written_as_it_is(modality: str, column: str) -> None:
+    for value, end in OTHER[modality, column].items():
+        assert write_prompt(modality, {}, {column: value}) == TEMPLATES[modality].head + " of a patient" + end
+
+
+@pytest.mark.parametrize("value", ["2", "0.5", "-2", "1,5"])
+@pytest.mark.parametrize(("modality", "column"), [("brain", "tumour"), ("chest", "edema")])
+def test_a_number_whose_meaning_is_not_known_is_refused(modality: str, column: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"^{column} '{value}': of numbers only 0 \(absent\) and 1 \(present\) are known; write"):
+        write_prompt(modality, {}, {column: value})
+
+
+def test_a_code_is_named_by_its_column() -> None:
+    assert write_prompt("knee", {"sex": "1", "site": "north"}, {}) == "Knee image of a sex 1 north patient"
+    one, other = ({"smoker": "True", "diabetic": "unknown"}, {"smoker": "unknown", "diabetic": "True"})
+    assert write_prompt("knee", one, {}) != write_prompt("knee", other, {})
+
+
+def test_a_templates_prompts_are_told_from_captions() -> None:
+    attributes, conditions = {"sex": ["male", "female"], "age_group": ["<60", ">=60"]}, {"tumour": ["none", "tumour", "2"], "site": ["a.b"]}
+    pattern = template_pattern("brain", attributes, conditions)
+    for row in ({"sex": "male"}, {"age_group": ">=60"}, {"sex": "female", "age_group": "<60"}, {}):
+        for found in ({"tumour": "tumour"}, {"tumour": "none", "site": "a.b"}, {"site": "a.b"}, {}):
+            assert pattern.fullmatch(write_prompt("brain", row, found))
+    for caption in ("MRI of a male patient", "Brain MR slice of a tall patient", "Brain MR slice of a patient with stroke", ""):
+        assert not pattern.fullmatch(caption)
+    assert template_pattern("knee", {}, {}).fullmatch("Knee image of a patient")
 
 
 @pytest.mark.parametrize("modality", [*TEMPLATES, "mixed"])

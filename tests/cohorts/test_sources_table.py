@@ -36,6 +36,22 @@ def test_columns_by_option(tmp_path) -> None:
     assert check_cohort(cohort.root).faults == []
 
 
+def test_prompts_follow_what_findings_mean(tmp_path) -> None:
+    values = ["No Tumour", "0.0", "meningioma", "yes"]
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png", "tumour": value} for i, value in enumerate(values)])
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(conditions=["tumour"], modality="brain"))
+    ends = [" without tumour", " without tumour", ", meningioma", " with tumour"]
+    assert list(cohort.table["prompt"]) == ["Brain MR slice of a patient" + end for end in ends]
+
+
+def test_a_code_of_a_finding_that_nobody_knows_is_a_fault_of_its_row(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png", "glaucoma": value} for i, value in enumerate(["1", "2", "1"])])
+    settings = {"conditions": ["glaucoma"], "modality": "fundus"}
+    with pytest.raises(UserError, match=r"^labels\.csv row 3: glaucoma '2': of numbers only 0 \(absent\) and 1 \(present\) are known"):
+        import_cohort("table", raw, tmp_path / "out", ImportSettings(**settings))
+    assert len(import_cohort("table", raw, tmp_path / "out", ImportSettings(**settings, skip_bad=1))) == 2
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "tsv"])
 def test_other_formats_give_the_same_cohort(tmp_path, kind) -> None:
     raw = write_table(tmp_path / "raw", ROWS)

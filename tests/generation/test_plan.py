@@ -46,12 +46,83 @@ def test_unknown_values_are_left_out_of_the_mix(cohort: Cohort) -> None:
     table.loc[table["sex"] == "female", "sex"] = "unknown"
     plan = plan_like(Cohort(cohort.schema, table, cohort.root), 20, prompt_attributes=None, seed=0)
     assert set(plan.table["sex"]) == {"male"}
+    males = int((table["sex"] == "male").sum())
+    assert plan.notes == (f"the mix is that of {males} of 120 rows of {cohort.root}, which know all of sex, age_group, tumour",)
+
+
+@pytest.mark.parametrize(("column", "value"), [("age_group", "unknown"), ("sex", "unspecified"), ("tumour", "unknown"), ("sex", None)])
+def test_a_column_that_is_unknown_throughout_is_left_out_with_a_note(cohort: Cohort, column: str, value: str | None) -> None:
+    plan = plan_like(Cohort(cohort.schema, cohort.table.assign(**{column: value}), cohort.root), 12, prompt_attributes=None, seed=0)
+    assert set(plan.table[column]) == {"unspecified"} and len(plan.table) == 12
+    assert plan.notes == (f"{column} is unknown in every row of {cohort.root}; prompts leave it out",)
+    words = {"age_group": ("young", "old"), "sex": ("male",), "tumour": ("tumour",)}[column]
+    assert not any(word in prompt for prompt in plan.table["prompt"] for word in words)
+
+
+def test_no_row_that_knows_everything_is_an_error_with_a_remedy_of_this_command(cohort: Cohort) -> None:
+    table = cohort.table.copy()
+    table.loc[::2, "sex"], table.loc[1::2, "age_group"] = "unknown", "unknown"
+    torn = Cohort(cohort.schema, table, cohort.root)
+    with pytest.raises(UserError, match=r"no row knows all of sex, age_group, tumour; name fewer, for example --prompt-attributes \w+$"):
+        plan_like(torn, 12, prompt_attributes=None, seed=0)
+    assert set(plan_like(torn, 12, prompt_attributes=["sex"], seed=0).table["sex"]) == {"male", "female"}
+
+
+CAPTIONS = [
+    "CT of a 45-year-old woman with a renal mass",
+    "Axial slice, no patient is named",
+    "MRI of a 71-year-old man",
+    "Lesion, male, left hand",
+]
+
+
+def _captioned(cohort: Cohort) -> Cohort:
+    """Four rows with captions; the table knows more of each patient than its caption names."""
+    ages = ["<60", "<60", ">=60", "unknown"]
+    table = cohort.table.iloc[:4].assign(prompt=CAPTIONS, sex=["female"] * 2 + ["male"] * 2, age_group=ages, tumour=["tumour", "none"] * 2)
+    groups = {"sex": ["female", "male", "other"], "age_group": ["<60", ">=60"]}
+    return Cohort(cohort.schema.model_copy(update={"attributes": groups}), table, cohort.root)
+
+
+def test_a_cohort_with_captions_is_drawn_from_with_its_captions(cohort: Cohort) -> None:
+    plan = plan_like(_captioned(cohort), 4, prompt_attributes=None, seed=0)
+    rows = plan.table.set_index("prompt")
+    assert sorted(rows.index) == sorted(CAPTIONS)
+    assert rows.loc[CAPTIONS, "sex"].tolist() == ["female", "unspecified", "male", "male"]  # nobody asked for a woman in the second
+    assert rows.loc[CAPTIONS, "age_group"].tolist() == ["<60", "unspecified", ">=60", "unspecified"]
+    assert rows.loc[CAPTIONS, "tumour"].tolist() == ["tumour", "none", "tumour", "none"]
+    assert plan.table["seed"].tolist() == [derive_seed(0, "image", i) for i in range(4)]
+    assert len(plan.notes) == 1 and "3 of 4 name their sex; 2 of 4 name their age_group" in plan.notes[0]
+    few = plan_like(_captioned(cohort), 2, prompt_attributes=None, seed=0)
+    assert few.table["prompt"].tolist() == plan.table["prompt"].tolist()[:2]
+    many = Counter(plan_like(_captioned(cohort), 10, prompt_attributes=None, seed=0).table["prompt"])
+    assert sorted(many.values()) == [2, 2, 3, 3]
+
+
+def test_captions_drawn_do_not_depend_on_the_order_of_rows(cohort: Cohort) -> None:
+    captioned = _captioned(cohort)
+    turned = Cohort(captioned.schema, captioned.table.iloc[::-1].reset_index(drop=True), captioned.root)
+    plans = [plan_like(one, 3, prompt_attributes=None, seed=5).table["prompt"].tolist() for one in (captioned, turned)]
+    assert plans[0] == plans[1]
+
+
+def test_template_prompts_of_a_cohort_with_captions_are_written_where_asked_for(cohort: Cohort) -> None:
+    plan = plan_like(_captioned(cohort), 4, prompt_attributes=["sex"], seed=0)
+    assert all(prompt.startswith("Brain MR slice of a ") for prompt in plan.table["prompt"])
+
+
+def test_a_cohort_of_two_modalities_keeps_its_own_prompts(cohort: Cohort) -> None:
+    schema = cohort.schema.model_copy(update={"modality": "mixed"})
+    plan = plan_like(Cohort(schema, cohort.table.assign(modality="brain"), cohort.root), 120, prompt_attributes=None, seed=0)
+    assert Counter(plan.table["prompt"]) == Counter(cohort.table["prompt"])
+    assert Counter(plan.table["sex"]) == Counter(cohort.table["sex"])
 
 
 def test_a_cohort_without_columns_is_asked_for_in_a_plain_prompt(cohort: Cohort) -> None:
     schema = cohort.schema.model_copy(update={"attributes": {}, "conditions": {}})
-    plan = plan_like(Cohort(schema, cohort.table, cohort.root), 3, prompt_attributes=None, seed=0)
-    assert plan.table["prompt"].tolist() == ["Brain MR slice of a patient"] * 3
+    table = cohort.table.assign(prompt="Brain MR slice of a patient")
+    plan = plan_like(Cohort(schema, table, cohort.root), 3, prompt_attributes=None, seed=0)
+    assert plan.table["prompt"].tolist() == ["Brain MR slice of a patient"] * 3 and not plan.notes
 
 
 def _file(tmp_path: Path, text: str) -> Path:

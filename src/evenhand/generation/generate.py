@@ -28,7 +28,7 @@ from evenhand.cohorts.cohort import (
 from evenhand.core.artifacts import claim, provenance, read_json, sha256_file, write_bytes, write_json
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
-from evenhand.core.progress import track
+from evenhand.core.progress import track, warn
 from evenhand.core.randomness import torch_generator
 from evenhand.engine.batching import rank_batches
 from evenhand.engine.devices import accelerator as new_accelerator
@@ -91,6 +91,8 @@ def generate(settings: GenerateSettings) -> Cohort:
             _begin(settings, plan)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            for note in plan.notes:
+                warn(note)
             warn_of_overlong(pipeline, plan.table["prompt"].tolist())
         _draw_missing(settings, plan, pipeline, accelerator)
         accelerator.wait_for_everyone()
@@ -202,7 +204,12 @@ def _finish(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPipeline)
         synthetic=True,
         source=f"model {settings.model}",
         licence="as the model's training data",
-        made=provenance(settings=settings.model_dump(mode="json"), model_sha256=hash_, model_provenance=model_provenance(settings.model)),
+        made=provenance(
+            settings=settings.model_dump(mode="json"),
+            model_sha256=hash_,
+            model_provenance=model_provenance(settings.model),
+            notes=list(plan.notes),
+        ),
     )
     write_table(settings.out / TABLE_FILE, table)
     write_json(settings.out / SCHEMA_FILE, schema.model_dump())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from evenhand.cohorts.cohort import Cohort
-from evenhand.cohorts.prompts import check_state, write_prompt
+from evenhand.cohorts.prompts import check_state, template_pattern, write_prompt
+from evenhand.cohorts.sources.captions import mine
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.groups import UNKNOWN, UNSPECIFIED, observed_mix
+from evenhand.core.groups import NOT_GROUPS, UNSPECIFIED, known, observed_mix
 from evenhand.core.randomness import derive_seed
 
 
@@ -23,22 +25,77 @@ class Plan:
     modality: str
     attributes: Mapping[str, list[str]]
     conditions: Mapping[str, list[str]]
+    notes: tuple[str, ...] = ()  # what a reader of the cohort should know
 
 
 def plan_like(cohort: Cohort, n: int, *, prompt_attributes: Sequence[str] | None, seed: int) -> Plan:
-    """``n`` images with the joint mix of attributes and conditions of ``cohort``, unknown values left out of the mix.
+    """``n`` images with the joint mix of attributes and conditions of ``cohort``, rows with an unknown value left out of the mix.
 
-    Attributes that the prompts do not state are ``unspecified``: nothing was asked.
+    A cohort whose prompts no template wrote, such as captions, is drawn from with its own prompts, unless ``prompt_attributes`` asks
+    for the template's. Attributes that the prompts do not name are ``unspecified``: nothing was asked. An attribute or condition that
+    is unknown in every row is left out, with a note.
+
+    Raises:
+        UserError: no row knows all attributes and conditions together.
     """
-    schema = cohort.schema
-    stated = _stated(prompt_attributes, schema.attributes)
-    names = [*stated, *schema.conditions]
+    if prompt_attributes is None and _has_captions(cohort):
+        return _plan_of_captions(cohort, n, seed)
+    schema, table = cohort.schema, cohort.table
+    asked = _stated(prompt_attributes, schema.attributes)
+    absent = [name for name in (*asked, *schema.conditions) if not known(table, [name]).any()]
+    names = [name for name in (*asked, *schema.conditions) if name not in absent]
+    rows = known(table, names)
+    if len(table) and not rows.any():
+        one = max(names, key=lambda name: int(known(table, [name]).sum()))
+        raise UserError(f"{cohort.root}: no row knows all of {', '.join(names)}; name fewer, for example --prompt-attributes {one}")
+    notes = [f"{name} is unknown in every row of {cohort.root}; prompts leave it out" for name in absent]
+    if rows.sum() < len(rows):
+        notes.append(f"the mix is that of {int(rows.sum())} of {len(rows)} rows of {cohort.root}, which know all of {', '.join(names)}")
     if not names:
         strata = pd.DataFrame({"n": [n]})
     else:
-        counts = observed_mix(cohort.table, names).counts(n)
+        counts = observed_mix(table, names).counts(n)
         strata = pd.DataFrame([(*values, count) for values, count in counts.items()], columns=[*names, "n"])
-    return _expanded(strata, schema.modality, schema.attributes, schema.conditions, stated, seed)
+    return replace(_expanded(strata, schema.modality, schema.attributes, schema.conditions, asked, seed), notes=tuple(notes))
+
+
+def _has_captions(cohort: Cohort) -> bool:
+    """Whether some prompts of a cohort are other than what its modality's template writes of its groups."""
+    schema = cohort.schema
+    pattern = template_pattern(schema.modality, schema.attributes, schema.conditions)
+    return not all(pattern.fullmatch(prompt) for prompt in cohort.table["prompt"].astype(str).unique())
+
+
+def _plan_of_captions(cohort: Cohort, n: int, seed: int) -> Plan:
+    """The prompts of ``n`` rows drawn without replacement; beyond the cohort's size every row is drawn again before any a third time.
+
+    A group counts as requested where the caption names it. Conditions are those of the row: a caption describes its image.
+    """
+    schema, hashes = cohort.schema, cohort.image_hashes().tolist()
+    if not len(cohort):
+        raise UserError(f"{cohort.root}: no row, so there is no prompt to draw; name another cohort with --like")
+    order = sorted(range(len(cohort)), key=lambda row: (derive_seed(seed, "caption", hashes[row]), row))
+    rows = cohort.table.iloc[[order[i % len(order)] for i in range(n)]].reset_index(drop=True)
+    rows = rows[["prompt", *schema.columns]].astype(object)
+    named = {}
+    for name in schema.attributes:
+        asked = [_names(caption, name, value) for caption, value in zip(rows["prompt"], rows[name], strict=True)]
+        named[name] = sum(asked)
+        rows[name] = rows[name].where(pd.Series(asked), UNSPECIFIED)
+    for name in schema.conditions:
+        rows[name] = rows[name].where(known(rows, [name]), UNSPECIFIED)
+    counts = "".join(f"; {count} of {n} name their {name}" for name, count in named.items())
+    note = f"prompts are the captions of {cohort.root}{counts}. --prompt-attributes asks for template prompts instead"
+    return replace(_expanded(rows.assign(n=1), schema.modality, schema.attributes, schema.conditions, [], seed), notes=(note,))
+
+
+def _names(caption: str, column: str, group: object) -> bool:
+    """Whether a caption names this group of its patient: as a word, or as a sex or an age that Evenhand reads from captions."""
+    if not isinstance(group, str) or group in NOT_GROUPS:
+        return False
+    described = {"sex": mine(caption).sex, "gender": mine(caption).sex, "age_group": mine(caption).age_group}
+    word = re.search(rf"(?<!\w){re.escape(group)}(?!\w)", caption, re.IGNORECASE)
+    return described.get(column) == group or word is not None
 
 
 def plan_from_file(path: Path, *, prompt_attributes: Sequence[str] | None, like: Cohort | None, seed: int) -> Plan:
@@ -108,6 +165,6 @@ def _expanded(
 
 def _prompt(modality: str, row: Mapping, attributes: Mapping, conditions: Mapping, stated: Sequence[str]) -> str:
     def asked(names: Mapping) -> dict[str, str]:
-        return {name: row[name] for name in names if row[name] not in (UNKNOWN, UNSPECIFIED)}
+        return {name: row[name] for name in names if row[name] not in NOT_GROUPS}
 
     return write_prompt(modality, asked(attributes), asked(conditions), list(stated))

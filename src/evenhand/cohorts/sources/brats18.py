@@ -12,9 +12,9 @@ from PIL import Image
 
 from evenhand.cohorts.images import BadImage
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
+from evenhand.cohorts.sources.sex_tables import SexTable, read_clinical, read_sex_table
 from evenhand.cohorts.tables import Row, read_rows
 from evenhand.cohorts.values import BadRow, age_group, cell
-from evenhand.cohorts.sources.sex_tables import SexTable, read_clinical, read_sex_table
 from evenhand.cohorts.volumes import read_volume
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN

@@ -13,9 +13,9 @@ from PIL import Image
 from evenhand.cohorts.arrays import BadArray, PickledArray, array_image, array_shape, read_array, read_value
 from evenhand.cohorts.images import BadImage, inside
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
+from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row, column_names, read_rows
 from evenhand.cohorts.values import BadRow, cell, is_missing, translate
-from evenhand.cohorts.splits import parse_split
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN
 

@@ -15,8 +15,8 @@ from evenhand.cohorts.cohort import Cohort, CohortSchema
 from evenhand.cohorts.images import BadImage, default_size, image_mode, prepare
 from evenhand.cohorts.prompts import check_state, write_prompt
 from evenhand.cohorts.sources import SOURCES, ImportSettings, Record, Source
-from evenhand.cohorts.values import BadRow, LeftOut
 from evenhand.cohorts.splits import split_of
+from evenhand.cohorts.values import BadRow, LeftOut
 from evenhand.cohorts.writing import CohortWriter, cohort_writer
 from evenhand.core.artifacts import is_disk_full, provenance, require_free, write_text
 from evenhand.core.errors import UserError, did_you_mean
@@ -57,6 +57,7 @@ class _Import:
             if self.settings.unknown == "drop" and any(value in NOT_GROUPS for value in record.attributes.values()):
                 self.dropped += 1
                 return
+            prompt = self._prompt(record)
             image = self._open(record)
             split = self._split(record, place)
         except LeftOut as reason:
@@ -66,12 +67,20 @@ class _Import:
             self.faults.append(f"{place}: {fault}")
             return
         if not self.failed:
-            self._write(record, split, image)
+            self._write(record, split, prompt, image)
 
     def _check_identity(self, record: Record, place: str) -> None:
         first = self.places.setdefault(record.image_id, place)
         if first != place:
             raise BadRow(f"image id {record.image_id!r} stands in {first} already; keep one of the two rows")
+
+    def _prompt(self, record: Record) -> str:
+        if record.prompt:
+            return record.prompt
+        try:
+            return write_prompt(self.source.modality, record.attributes, record.conditions, self.state)
+        except UserError as fault:
+            raise BadRow(str(fault)) from None
 
     def _open(self, record: Record) -> Image.Image:
         try:
@@ -91,7 +100,7 @@ class _Import:
             raise BadRow(f"subject {record.subject_id!r} is in split {split!r} here and in {known!r} in {where}; put it into one")
         return split
 
-    def _write(self, record: Record, split: str, image: Image.Image) -> None:
+    def _write(self, record: Record, split: str, prompt: str, image: Image.Image) -> None:
         columns = {**record.attributes, **record.conditions}
         for name, value in columns.items():
             seen = self.values.setdefault(name, Counter())
@@ -99,7 +108,6 @@ class _Import:
             if len(seen) > MAX_GROUPS:
                 remedy = "sort them into groups first, such as '<60' and '>=60'"
                 raise UserError(f"column {name!r} has more than {MAX_GROUPS} values; {remedy}")
-        prompt = record.prompt or write_prompt(self.source.modality, record.attributes, record.conditions, self.state)
         row: dict[str, Any] = {"subject_id": record.subject_id, "split": split, "prompt": prompt, **columns}
         row |= {"image_id": record.image_id, **record.extras}
         if record.licence is not None:

@@ -12,9 +12,9 @@ from PIL import Image
 from evenhand.cohorts.cohort import SPLITS
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.captions import mine
+from evenhand.cohorts.sources.roco_layouts import OTHER, RADIOLOGY, ArchiveLayout, Layout, ParquetLayout, TextLayout
 from evenhand.cohorts.tables import Row
 from evenhand.cohorts.values import BadRow, LeftOut
-from evenhand.cohorts.sources.roco_layouts import OTHER, RADIOLOGY, ArchiveLayout, Layout, ParquetLayout, TextLayout
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from evenhand.cohorts.arrays import BOUNDED
 from evenhand.cohorts.images import BadImage, decode_verified, inside, open_verified
+from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row, column_names, read_rows
 from evenhand.cohorts.values import BadRow, LeftOut
-from evenhand.cohorts.splits import parse_split
 from evenhand.core.errors import UserError, did_you_mean
 
 RADIOLOGY, OTHER = "radiology", "non-radiology"

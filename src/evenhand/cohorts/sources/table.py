@@ -8,9 +8,9 @@ from pathlib import Path
 
 from evenhand.cohorts.images import BadImage, inside
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
+from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row, column_names, read_rows, require_columns
 from evenhand.cohorts.values import BadRow, cell, is_missing
-from evenhand.cohorts.splits import parse_split
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN, UNSPECIFIED
 
