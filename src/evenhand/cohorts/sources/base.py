@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar, Literal
 from PIL import Image
 from pydantic import Field, PlainSerializer
 
-from evenhand.cohorts.images import BadImage, inside, open_verified
+from evenhand.cohorts.images import inside, open_verified
+from evenhand.cohorts.lookup import Lookup
 from evenhand.cohorts.tables import Row
-from evenhand.cohorts.values import BadRow
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError, did_you_mean
 
@@ -94,6 +94,7 @@ class Source(ABC):
         if not raw.exists():
             raise UserError(f"{raw}: no such file or folder; name the raw data of {self.name}")
         self.raw, self.settings = raw, settings
+        self.lookup = Lookup(self.images)
         self.facts: dict[str, str] = {}  # choices made while reading, for cohort.json
         for option, owners in ONLY.items():
             if self.name not in owners and getattr(settings, option):
@@ -106,7 +107,7 @@ class Source(ABC):
     @property
     def images(self) -> Path:
         """The folder that no image path may leave."""
-        return self.raw
+        return self.raw if self.raw.is_dir() else self.raw.parent
 
     @abstractmethod
     def rows(self) -> Iterator[tuple[str, Row]]:
@@ -134,20 +135,12 @@ class Source(ABC):
         return []
 
     def find(self, image_id: str, folders: Sequence[str], endings: Sequence[str] = ("",)) -> str:
-        """The path of an image inside ``raw``, looked for in ``folders`` in turn.
+        """The path of an image inside ``raw``, looked for in ``folders`` in turn; see ``Lookup.find``.
 
         Raises:
-            BadRow: there is none, or the path leads out of the raw folder.
+            BadRow: there is none, several fit, or the path leads out of the raw folder.
         """
-        for folder in ("", *folders):  # the bare id first: an absolute one must not hide behind a folder
-            for ending in endings:
-                name = f"{folder}/{image_id}{ending}" if folder else f"{image_id}{ending}"
-                try:
-                    if inside(self.raw, name).is_file():
-                        return name
-                except BadImage as fault:
-                    raise BadRow(f"{name}: {fault}") from None
-        raise BadRow(f"{image_id}{endings[0]}: no such file in {', '.join(folders) or 'the data folder'}")
+        return self.lookup.find(image_id, folders, endings)
 
 
 def _choose(what: str, offered: dict[str, list[str]], asked: Sequence[str] | None, default: Sequence[str] | None) -> dict[str, list[str]]:

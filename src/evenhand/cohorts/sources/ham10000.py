@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from evenhand.cohorts.lookup import file_in, split_ending, subfolders
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.tables import Row, read_rows
 from evenhand.cohorts.values import BadRow, age_group, cell, translate
@@ -34,10 +35,10 @@ class Ham10000(Source):
 
     def __init__(self, raw: Path, settings: ImportSettings) -> None:
         super().__init__(raw, settings)
-        self.table = next((raw / name for name in TABLES if (raw / name).is_file()), None)
+        self.table = file_in(raw, *TABLES)
         if self.table is None:
             raise UserError(f"{raw}: no {TABLES[0]} (or Dataverse's {TABLES[1]}, {TABLES[2]}); name the folder that holds it")
-        folders = sorted(path.name for path in raw.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = [path.name for path in subfolders(raw)]
         self.folders = sorted(folders, key=lambda name: ("images" not in name.lower(), name))
 
     def rows(self) -> Iterator[tuple[str, Row]]:
@@ -57,7 +58,7 @@ class Ham10000(Source):
         }
         return Record(
             image=self.find(image_id, self.folders, ENDINGS),
-            image_id=image_id,
+            image_id=split_ending(image_id)[0],
             subject_id=cell(row, "lesion_id") or image_id,
             attributes={name: values[name] for name in self.attributes},
             conditions={name: values[name] for name in self.conditions},

@@ -138,7 +138,8 @@ class _Import:
         if self.licences:
             found = ", ".join(f"{name} ({number})" for name, number in self.licences.most_common())
             licence = f"{licence}; column 'licence': {found}".removeprefix("; ")
-        seen = {"skipped": self.faults, "dropped_unknown": self.dropped, "left_out": dict(self.left_out), "notes": self.source.notes()}
+        notes = [*self.source.notes(), *self.source.lookup.notes()]
+        seen = {"skipped": self.faults, "dropped_unknown": self.dropped, "left_out": dict(self.left_out), "notes": notes}
         return self.writer.schema.model_copy(
             update={
                 "attributes": filled(self.source.attributes),

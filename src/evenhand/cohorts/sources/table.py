@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from evenhand.cohorts.images import BadImage, inside
+from evenhand.cohorts.lookup import NoFile, is_junk
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row, column_names, read_rows, require_columns
@@ -32,7 +32,7 @@ class Table(Source):
     def __init__(self, raw: Path, settings: ImportSettings) -> None:
         super().__init__(raw, settings)
         self.tables = _find_tables(raw)
-        self.folder = raw if raw.is_dir() else raw.parent
+        self.folder = self.images
         first = self.tables[0]
         names = column_names(first)
         self.image_column = settings.image_column or next((name for name in IMAGE_COLUMNS if name in names), IMAGE_COLUMNS[0])
@@ -53,11 +53,6 @@ class Table(Source):
         for table in self.tables:
             require_columns(table, column_names(table), self.required)
 
-    @property
-    def images(self) -> Path:
-        """The folder that no image path may leave."""
-        return self.folder
-
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Rows of every table; those of a split folder say so in the column ``""``, which no header can name."""
         for table in self.tables:
@@ -70,12 +65,7 @@ class Table(Source):
         name = cell(row, self.image_column)
         if not name:
             raise BadRow(f"empty image path in column {self.image_column!r}")
-        path = f"{row['']}/{name}" if row[""] else name
-        try:
-            inside(self.folder, name)
-            inside(self.folder, path)
-        except BadImage as fault:
-            raise BadRow(f"{name}: {fault}") from None
+        path = self._find(name, row[""])
         subject, split = self.settings.subject_column, self._split(row)
         return Record(
             image=path,
@@ -86,6 +76,15 @@ class Table(Source):
             split=split,
             prompt=(" ".join(cell(row, self.prompt_column).split()) or None) if self.prompt_column else None,
         )
+
+    def _find(self, name: str, inner: str) -> str:
+        """The image that a cell names: relative to its table's folder, else to the folder of all tables."""
+        if not inner:
+            return self.lookup.find(name, anywhere=True)
+        try:
+            return self.lookup.find(f"{inner}/{name}")
+        except NoFile:
+            return self.lookup.find(name)
 
     def _split(self, row: Row) -> str | None:
         value = cell(row, self.settings.split_column) if self.settings.split_column else row[""]
@@ -112,7 +111,7 @@ def _find_tables(raw: Path) -> list[Path]:
         metadata = [path for folder in folders for ending in ENDINGS if (path := folder / f"metadata{ending}").is_file()]
         if metadata and (len(metadata) == 1 or len(folders) > 1):
             return metadata
-    tables = sorted(path for path in raw.iterdir() if path.suffix.lower() in ENDINGS)
+    tables = sorted(path for path in raw.iterdir() if path.suffix.lower() in ENDINGS and not is_junk(path.name))
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "none"
         raise UserError(f"{raw}: one table is wanted ({', '.join(ENDINGS)}), found {found}; name the table itself")
