@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from evenhand.core.errors import did_you_mean
@@ -10,7 +9,6 @@ from evenhand.core.groups import UNKNOWN
 
 # how raw tables write that nothing is known; "none" is missing on purpose: it is a finding, not a gap
 MISSING = ("", "nan", "na", "n/a", "null", "-1", "-1.0", "unknown", "unspecified", "?")
-MAX_AGE = 120  # ChestX-ray14 has patients of 412 years
 
 
 class BadRow(Exception):
@@ -44,18 +42,3 @@ def translate(column: str, value: str, groups: Mapping[str, str]) -> str:
     if value.strip().lower() not in groups:
         raise BadRow(f"{column} {value!r} is no known group; {did_you_mean(value.strip().lower(), groups)}")
     return groups[value.strip().lower()]
-
-
-def age_group(value: str) -> str:
-    """``<60`` or ``>=60`` from years such as ``57``, ``57.0`` or ``057Y``; empty and impossible ages are ``unknown``.
-
-    Raises:
-        BadRow: not an age.
-    """
-    if is_missing(value):
-        return UNKNOWN
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([YMWD]?)", value.strip(), flags=re.IGNORECASE)
-    if not found:
-        raise BadRow(f"age {value!r} is not a number of years")
-    years = float(found[1]) / {"M": 12, "W": 52, "D": 365}.get(found[2].upper(), 1)
-    return UNKNOWN if years > MAX_AGE else ">=60" if years >= 60 else "<60"

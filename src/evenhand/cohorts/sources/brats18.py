@@ -10,11 +10,12 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from evenhand.cohorts.ages import age_group
 from evenhand.cohorts.images import BadImage
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.sex_tables import SexTable, read_clinical, read_sex_table
 from evenhand.cohorts.tables import Row, read_rows
-from evenhand.cohorts.values import BadRow, age_group, cell
+from evenhand.cohorts.values import BadRow, cell
 from evenhand.cohorts.volumes import read_volume
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from evenhand.cohorts.values import age_group
+from evenhand.cohorts.ages import age_group
 from evenhand.core.groups import UNKNOWN
 
 _ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

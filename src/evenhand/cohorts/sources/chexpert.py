@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
+from evenhand.cohorts.ages import age_group
 from evenhand.cohorts.prompts import CHEST_FINDINGS
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.demographics import ETHNICITY_GROUPS, RACE_GROUPS, Patient, patient_id, read_demographics
 from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row, read_rows
-from evenhand.cohorts.values import BadRow, LeftOut, age_group, cell, is_missing, translate
+from evenhand.cohorts.values import BadRow, LeftOut, cell, is_missing, translate
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
 

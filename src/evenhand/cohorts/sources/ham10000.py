@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from evenhand.cohorts.ages import age_group
 from evenhand.cohorts.lookup import file_in, split_ending, subfolders
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.tables import Row, read_rows
-from evenhand.cohorts.values import BadRow, age_group, cell, translate
+from evenhand.cohorts.values import BadRow, cell, translate
 from evenhand.core.errors import UserError
 
 TABLES = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")

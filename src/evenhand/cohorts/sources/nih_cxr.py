@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from evenhand.cohorts.ages import age_group
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.tables import Row, read_rows
-from evenhand.cohorts.values import BadRow, age_group, cell, is_missing, translate
+from evenhand.cohorts.values import BadRow, cell, is_missing, translate
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
 
