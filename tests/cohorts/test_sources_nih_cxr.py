@@ -77,6 +77,75 @@ def test_no_label_is_unknown_not_healthy(tmp_path) -> None:
     assert cohort.table["prompt"][0] == "Chest Radiography image of a <60 patient"
 
 
+@pytest.mark.parametrize(
+    ("table", "folder", "sex"),
+    [
+        ("Data_Entry_2017_v2020.csv", "images_001/images", "Patient Sex"),
+        ("Data_Entry_2017.csv", "images", "Patient Sex"),
+        ("sample_labels.csv", "sample/images", "Patient Gender"),
+        ("sample_labels.csv", "images", "Patient Gender"),
+        ("sample_labels.csv", "sample/sample/images", "Patient Gender"),
+        ("DATA_ENTRY_2017.CSV", "IMAGES", "Patient Gender"),
+    ],
+)
+def test_published_variants(tmp_path, table, folder, sex) -> None:
+    raw = write_nih(tmp_path / "raw", folder=folder)
+    text = (raw / "Data_Entry_2017.csv").read_text().replace("Patient Gender", sex)
+    (raw / "Data_Entry_2017.csv").unlink()
+    (raw / table).write_text(text)
+    (raw / "BBox_List_2017.csv").write_text("Image Index,Finding Label,Bbox [x,y,w,h],,,\n00000001_001.png,Effusion,1,2,3,4,,,\n")
+    cohort = import_cohort("nih-cxr", raw, tmp_path / "out").table
+    assert list(cohort["sex"]) == ["male", "male", "female", "female"]
+    assert list(cohort["effusion"]) == ["none", "effusion", "none", "effusion"]
+
+
+def _patients(raw, number: int):
+    """One radiograph of each of so many patients, and their image names."""
+    rows = [f"{i:08d}_000.png,No Finding,0,{i},050Y,M,PA,1,1,1,1," for i in range(number)]
+    return write_nih(raw, rows), [row.split(",")[0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("test", "rest"),
+    [
+        (lambda names: "\n".join(names[:10]), lambda names: "\n".join(names[10:]) + "\n"),
+        (lambda names: "\r\n".join(f"images\\{name}" for name in names[:10]), lambda names: None),  # Windows, and one list alone
+        (lambda names: None, lambda names: "\n".join(name.removesuffix(".png") for name in names[10:])),
+        (lambda names: "\ufeff" + "\n\n".join(name.upper() for name in names[:10]), lambda names: "\n".join(names[10:])),
+    ],
+)
+def test_published_test_images_are_held_out(tmp_path, test, rest) -> None:
+    raw, names = _patients(tmp_path / "raw", 60)
+    for name, text in (("test_list.txt", test(names)), ("Train_Val_List.txt", rest(names))):
+        if text is not None:
+            (raw / name).write_text(text, encoding="utf-8", newline="")
+    cohort = import_cohort("nih-cxr", raw, tmp_path / "out", ImportSettings(size=8))
+    split = cohort.table.set_index("image_id")["split"]
+    assert set(split[:10]) == {"test"} and set(split[10:]) == {"train", "val"}
+    assert (split[10:] == "train").sum() > 30  # of 50, 14 in 17 are expected: 41
+    assert "list.txt" in cohort.schema.made["published_splits"]
+
+
+def test_lists_that_part_a_patient_or_name_an_image_twice(tmp_path) -> None:
+    raw = write_nih(tmp_path / "raw", NIH_ROWS)
+    (raw / "test_list.txt").write_text("00000001_000.png\n00000002_000.png\n")
+    (raw / "train_val_list.txt").write_text("00000001_001.png\n00000002_000.png\n")
+    cohort = import_cohort("nih-cxr", raw, tmp_path / "out", ImportSettings(skip_bad=2))
+    parted, twice = cohort.schema.made["skipped"]
+    assert parted.startswith("Data_Entry_2017.csv row 3: subject '1' is in split '")
+    assert parted.endswith("' here and in 'test' in Data_Entry_2017.csv row 2; put it into one")
+    fault = "00000002_000.png is in test_list.txt and in train_val_list.txt; remove it from one of the two"
+    assert twice == f"Data_Entry_2017.csv row 4: {fault}"
+    assert "1 images are in neither test_list.txt nor train_val_list.txt: they are train or val" in cohort.schema.made["notes"]
+
+
+def test_a_list_of_other_images_is_told(tmp_path) -> None:
+    raw, _ = _patients(tmp_path / "raw", 4)
+    (raw / "test_list.txt").write_text("00099999_000.png\n")
+    cohort = import_cohort("nih-cxr", raw, tmp_path / "out")
+    assert "no image is in test_list.txt: the split 'test' is empty" in cohort.schema.made["notes"]
+
+
 def test_real_images(tmp_path) -> None:
     cohort = import_cohort("nih-cxr", real_data("nih_cxr"), tmp_path / "out", ImportSettings(limit=80))
     assert cohort.pixels().shape == (80, 64, 64)
