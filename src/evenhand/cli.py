@@ -117,6 +117,7 @@ def cohort_import(
     mode: Annotated[Literal["L", "RGB"] | None, typer.Option(help="Image mode. [default: the first image's]")] = None,
     name: Annotated[str | None, typer.Option(help="table: name of the cohort.")] = None,
     licence: Annotated[str | None, typer.Option(help="roco: licences to take, by commas; table: licence of the images.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of text tables. [default: UTF-8 or UTF-16, else cp1252 with a note]")] = None,
     config: Config = None,
     seed: Seed = None,
 ) -> None:
@@ -148,6 +149,7 @@ def cohort_import(
         mode=mode,
         name=name,
         licence=licence,
+        encoding=encoding,
         seed=seed,
     )
     _counts(f"{out}", import_cohort(source, raw, out, settings))

@@ -219,13 +219,12 @@ def test_tables_that_are_none(tmp_path) -> None:
     said = message("table", raw / "t.parquet", tmp_path / "out")
     assert said.startswith(f"{raw / 't.parquet'}: not a readable table (")
     (raw / "labels.csv").write_bytes(b"image,sex\ngood.png,m\xe4nnlich\n")
-    said = message("table", raw / "labels.csv", tmp_path / "out", SEX)
-    assert said == f"{raw / 'labels.csv'}: not UTF-8 text (invalid continuation byte at byte 20); save the table as UTF-8"
+    said = message("table", raw / "labels.csv", tmp_path / "out", ImportSettings(attributes=["sex"], encoding="utf-8"))
+    why = "not --encoding utf-8 text (invalid continuation byte, near line 1)"
+    assert said == f"{raw / 'labels.csv'}: {why}; name its real encoding"
     (raw / "t.jsonl").write_text('{"image": "good.png"}\n[1]\n')
-    assert (
-        message("table", raw / "t.jsonl", tmp_path / "out")
-        == f"{raw / 't.jsonl'} row 2: not a JSON object; each line is one image's columns"
-    )
+    fault = "t.jsonl row 2: not a JSON object; each line is one image's columns"
+    assert message("table", raw / "t.jsonl", tmp_path / "out") == f"{fault}; mend the data or pass --skip-bad 1"
     assert message("table", tmp_path / "no", tmp_path / "out") == f"{tmp_path / 'no'}: no such file or folder; name the raw data of table"
     known = "brats18, chexpert, fairgenmed, ham10000, nih-cxr, roco, table"
     assert message("tabel", raw, tmp_path / "out") == f"unknown source 'tabel'; did you mean 'table'? There is: {known}"

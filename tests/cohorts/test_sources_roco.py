@@ -123,7 +123,10 @@ def test_odd_captions(tmp_path) -> None:
     assert list(cohort.table["prompt"]) == ['A "quoted, 60-year-old" man', "scan"]
     assert "1 rows were left out at import: no caption" in notes_on(cohort)
     captions.write_bytes(b"ROCO_00001\t caf\xe9\n")
-    assert refusal(raw).startswith(f"{captions}: not UTF-8 text (") and refusal(raw).endswith("; save it as UTF-8")
+    latin = import_cohort("roco", raw, tmp_path / "latin", ImportSettings(size=16))
+    assert list(latin.table["prompt"]) == ["café"]
+    note = "captions.txt: not UTF-8, read as cp1252; where letters are wrong, name the encoding with --encoding"
+    assert note in notes_on(latin)
 
 
 def test_captions_that_are_passed_over_are_counted(tmp_path) -> None:

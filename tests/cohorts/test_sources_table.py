@@ -74,7 +74,7 @@ def test_null_and_number_cells(tmp_path) -> None:
     table.to_parquet(raw / "t.parquet")
     cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"], conditions=["stage"]))
     assert list(cohort.table["sex"]) == ["f", "unknown", "m"]
-    assert list(cohort.table["stage"]) == ["1.0", "unknown", "unknown"]
+    assert list(cohort.table["stage"]) == ["1", "unknown", "unknown"]  # whole numbers, floats only because one is missing
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
@@ -163,7 +163,7 @@ def test_which_table(tmp_path) -> None:
     (raw / "other.csv").write_text("x\n")
     with pytest.raises(UserError) as error:
         import_cohort("table", raw, tmp_path / "out")
-    endings = ".csv, .parquet, .jsonl, .tsv, .tab"
+    endings = ".csv, .tsv, .tab, .txt, .json, .jsonl, .ndjson, .parquet, .xlsx, .xlsm, or text packed as .gz"
     assert str(error.value) == f"{raw}: one table is wanted ({endings}), found labels.csv, other.csv; name the table itself"
     with pytest.raises(UserError) as error:
         import_cohort("table", raw / "2.png", tmp_path / "out")

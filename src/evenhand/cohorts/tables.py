@@ -2,100 +2,209 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evenhand.core.errors import UserError, did_you_mean
+from evenhand.cohorts.delimited import DelimitedTable
+from evenhand.cohorts.header import Row, cell_text, check_distinct, clean, require_columns
+from evenhand.cohorts.jsontable import JsonTable
+from evenhand.cohorts.textfile import UNREADABLE, TextFile, open_text
+from evenhand.cohorts.values import BadRow
+from evenhand.cohorts.workbook import Workbook
+from evenhand.core.errors import UserError
 
-Row = dict[str, str]
+__all__ = ["ENDINGS", "KINDS", "Row", "TableReader", "column_names", "read_rows", "require_columns", "table_ending"]
+
+_TEXT = {".csv": DelimitedTable, ".tsv": DelimitedTable, ".tab": DelimitedTable, ".txt": DelimitedTable}
+_JSON = {".json": JsonTable, ".jsonl": JsonTable, ".ndjson": JsonTable}
+_WORKBOOK = (".xlsx", ".xlsm")
+ENDINGS = (*_TEXT, *_JSON, *(f"{ending}.gz" for ending in (*_TEXT, *_JSON)), ".parquet", *_WORKBOOK)
+KINDS = f"{', '.join(ending for ending in ENDINGS if not ending.endswith('.gz'))}, or text packed as .gz"  # as errors name them
+# what a damaged file raises while it is read; struct.error: of gzip
+_FAULTS = (OSError, EOFError, zlib.error, struct.error, pa.ArrowException, ValueError, RecursionError)
 
 
-def read_rows(path: Path, required: Sequence[str] = (), *, ending: str | None = None) -> Iterator[tuple[str, Row]]:
-    """Rows as text by column name, with their place: ``('labels.csv row 2', {...})``.
+class _Table(Protocol):
+    """A table of any kind; ``rows`` can be called again and again."""
 
-    The header of a CSV file is row 1, as a spreadsheet shows it; rows of JSON lines and Parquet count from 1. ``ending`` stands
-    for that of the name, where the name misleads: JSON lines in a file that ends in ``.json``.
+    notes: list[str]
 
-    Raises:
-        UserError: no such file, not readable as what its name says, or a required column is missing.
+    @property
+    def names(self) -> list[str]: ...
+
+    def rows(self) -> Iterator[tuple[int, Row | BadRow | None]]: ...
+
+
+@dataclass
+class TableReader:
+    """Reads the tables of one import or command.
+
+    Args:
+        encoding: of all text tables; None finds out.
+        remedy: what a user can do where the encoding was guessed wrong.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name the raw data folder or its table")
-    reader = {".parquet": _parquet_rows, ".jsonl": _json_rows}.get(ending or path.suffix.lower(), _csv_rows)
-    first = 2 if reader is _csv_rows else 1
-    try:
-        for number, row in enumerate(reader(path, required), start=first):
+
+    encoding: str | None = None
+    remedy: str = "name the encoding with --encoding"
+    _tables: dict[tuple[Path, str], _Table] = field(default_factory=dict)
+    _texts: dict[Path, TextFile] = field(default_factory=dict)
+    _empty: dict[Path, int] = field(default_factory=dict)
+
+    def rows(self, path: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row | BadRow]]:
+        """Rows as text by column name, or what is wrong with a row, with their place: ``('labels.csv row 2', {...})``.
+
+        The header of delimited text is row 1, as a spreadsheet shows it; JSON lines have the number of their line, rows of Parquet
+        count from 1. Rows without any value are passed over and counted in ``notes``.
+
+        Raises:
+            UserError: no such file, not readable as what its name says, or a required column is missing.
+        """
+        for number, row in self.numbered(path, required):
             yield f"{path.name} row {number}", row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the table as UTF-8") from None
-    except (csv.Error, ValueError, RecursionError) as error:  # ValueError: of Arrow, of JSON, and for numbers of too many digits
-        raise UserError(f"{path}: not a readable table ({error}); save it as CSV, Parquet or JSON lines") from None
+
+    def good_rows(self, path: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+        """As ``rows``, for a table of which every row is needed.
+
+        Raises:
+            UserError: also for the first row that is not whole.
+        """
+        for place, row in self.rows(path, required):
+            if isinstance(row, BadRow):
+                raise UserError(f"{path.parent / place}: {row}")
+            yield place, row
+
+    def numbered(self, path: Path, required: Sequence[str] = ()) -> Iterator[tuple[int, Row | BadRow]]:
+        """As ``rows``, with the number alone."""
+        table = self._open(path)
+        require_columns(path, table.names, required)
+        empty = 0
+        with _Faults(path):
+            for number, row in table.rows():
+                if row is None:
+                    empty += 1
+                elif isinstance(row, dict) and len(row) < len(table.names) and (lacking := [name for name in required if name not in row]):
+                    yield number, BadRow(f"column {lacking[0]!r} holds nested values; write them as columns of their own")
+                else:
+                    yield number, row
+        self._empty[path] = empty
+
+    def columns(self, path: Path) -> list[str]:
+        """The columns of a table: its header, or the keys of all its JSON objects."""
+        return list(self._open(path).names)
+
+    def lines(self, path: Path) -> Iterator[str]:
+        """Lines of a text file that is no table, without their ends."""
+        if not path.stat().st_size:
+            return
+        with _Faults(path):
+            if path not in self._texts:
+                self._texts[path] = open_text(path, self.encoding, self.remedy)
+            with self._texts[path].open(newline="\n") as file:
+                yield from (line.rstrip("\r\n") for line in file)
+
+    def notes(self) -> list[str]:
+        """What was taken for granted of the tables that were read."""
+        texts = [text.note for text in self._texts.values() if text.note]
+        notes = dict.fromkeys([*texts, *(note for table in self._tables.values() for note in table.notes)])
+        empty = [f"{path.name}: {number} rows hold no value and were passed over" for path, number in self._empty.items() if number]
+        return [*notes, *empty]
+
+    def _open(self, path: Path) -> _Table:
+        key = (path, str(path.stat().st_mtime_ns) if path.is_file() else "")
+        if key not in self._tables:
+            with _Faults(path):
+                self._tables[key] = self._opened(path)
+        return self._tables[key]
+
+    def _opened(self, path: Path) -> _Table:
+        if not path.exists():
+            what = "workbook" if path.suffix.lower() in _WORKBOOK else "raw data folder or its table"
+            raise UserError(f"{path}: no such file; name the {what}")
+        if not path.is_file():
+            raise UserError(f"{path}: not a file; name the table itself")
+        if path.suffix.lower() in UNREADABLE:
+            kind, remedy = UNREADABLE[path.suffix.lower()]
+            raise UserError(f"{path}: {kind}; {remedy}")
+        if path.suffix.lower() in _WORKBOOK:
+            return Workbook(path)
+        if path.suffix.lower() == ".parquet":
+            return ParquetTable(path)
+        text = open_text(path, self.encoding, self.remedy)
+        return _JSON.get(table_ending(path).removesuffix(".gz"), DelimitedTable)(text)
+
+
+def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+    """Rows of one table, each of them whole: see ``TableReader.good_rows``."""
+    return TableReader(remedy="save it as UTF-8").good_rows(path, required)
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a table: its header, or the keys of its first JSON line."""
-    if path.suffix.lower() == ".parquet":
-        try:
-            return list(pq.read_schema(path).names)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a readable table ({error}); save it as CSV, Parquet or JSON lines") from None
-    if path.suffix.lower() == ".jsonl":
-        return list(next((row for _, row in read_rows(path)), {}))
-    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-        return _header(file.readline())
+    """The columns of one table."""
+    return TableReader(remedy="save it as UTF-8").columns(path)
 
 
-def require_columns(path: Path, found: Sequence[str], required: Sequence[str]) -> None:
-    """Raise ``UserError`` for the first required column that the table lacks."""
-    for name in required:
-        if name not in found:
-            raise UserError(f"{path}: no column {name!r}; {did_you_mean(name, found)}")
+def table_ending(path: Path) -> str:
+    """The ending in lower case, ``.csv.gz`` where the file is packed."""
+    endings = [ending.lower() for ending in path.suffixes]
+    return "".join(endings[-2:]) if endings[-1:] == [".gz"] else "".join(endings[-1:])
 
 
-def _header(line: str) -> list[str]:
-    return [name.strip() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+class ParquetTable:
+    """A Parquet file; columns of nested values and of bytes that are no text are left out of its rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+        self.names = [clean(name) for name in schema.names]
+        check_distinct(path, self.names)
+        self.plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
+
+    def rows(self) -> Iterator[tuple[int, Row | BadRow | None]]:
+        """Rows by column name, counted from 1."""
+        number = 0
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(batch_size=1024, columns=self.plain):
+                names = [clean(name) for name in batch.schema.names]
+                columns = [_texts(column) for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    row = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+                    yield number, row if any(row.values()) else None
 
 
-def _delimiter(header: str) -> str:
-    """Tab or comma, by the header: Dataverse files have ``.tab`` or no ending at all."""
-    return "\t" if header.count("\t") > header.count(",") else ","
+def _texts(column: pa.Array) -> list[str | None]:
+    """The cells of a column; None for bytes that are no text."""
+    if pa.types.is_float32(column.type) or pa.types.is_float16(column.type):
+        return [cell_text(float(f"{value:.7g}")) if value is not None else "" for value in column.to_pylist()]
+    return [_text(value) for value in column.to_pylist()]
 
 
-def _csv_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
-        names = _header(head)
-        require_columns(path, names, required)
-        for values in csv.reader(file, delimiter=_delimiter(head)):
-            if values:
-                yield {name: value.strip() for name, value in zip(names, values, strict=False)}
+def _text(value: object) -> str | None:
+    try:
+        return cell_text(value)
+    except UnicodeDecodeError:
+        return None
 
 
-def _json_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file):
-            if not line.strip():
-                continue
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise UserError(f"{path} row {number + 1}: not a JSON object; each line is one image's columns")
-            if number == 0:
-                require_columns(path, list(row), required)
-            yield {str(name): _text(value) for name, value in row.items()}
+class _Faults:
+    """Turns what libraries raise for a damaged file into one line."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-def _parquet_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
-    with pq.ParquetFile(path) as file:
-        require_columns(path, file.schema_arrow.names, required)
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                yield {name: _text(value) for name, value in row.items()}
+    def __enter__(self) -> None:
+        return None
 
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, _FAULTS):
+            brief = " ".join(str(error).split())[:100] or type(error).__name__
+            raise UserError(f"{self.path}: not a readable table ({brief}); restore it, or save it as CSV, Parquet or JSON lines") from None

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from PIL import Image
-from pydantic import Field, PlainSerializer
+from pydantic import Field, PlainSerializer, field_validator
 
 from evenhand.cohorts.images import inside, open_verified
 from evenhand.cohorts.lookup import Lookup
-from evenhand.cohorts.tables import Row
+from evenhand.cohorts.tables import Row, TableReader
+from evenhand.cohorts.textfile import is_encoding
+from evenhand.cohorts.values import BadRow
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError, did_you_mean
 
@@ -31,6 +33,7 @@ class ImportSettings(Settings):
     prompt_attributes: list[str] | None = None  # None: prompts state all; ["none"]: none
     seed: int = 0
     name: str | None = None
+    encoding: str | None = None  # of all text tables; None: UTF-8 or UTF-16, else cp1252 or latin-1 with a note
     attributes: list[str] | None = None  # which columns; None: the source's own choice
     conditions: list[str] | None = None
     modality: str | None = None  # table: what the images are; brats18: which MR sequence
@@ -50,6 +53,13 @@ class ImportSettings(Settings):
     sex_table: File | None = None
     name_mapping: File | None = None
     clinical: File | None = None
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        if name is not None and not is_encoding(name):
+            raise ValueError("no text encoding of this name; name one such as utf-8, utf-16, cp1252, latin-1, shift-jis or gb18030")
+        return name
 
 
 ONLY: dict[str, tuple[str, ...]] = {  # options that mean something to some sources alone
@@ -95,6 +105,7 @@ class Source(ABC):
             raise UserError(f"{raw}: no such file or folder; name the raw data of {self.name}")
         self.raw, self.settings = raw, settings
         self.lookup = Lookup(self.images)
+        self.reader = TableReader(settings.encoding)
         self.facts: dict[str, str] = {}  # choices made while reading, for cohort.json
         for option, owners in ONLY.items():
             if self.name not in owners and getattr(settings, option):
@@ -110,8 +121,8 @@ class Source(ABC):
         return self.raw if self.raw.is_dir() else self.raw.parent
 
     @abstractmethod
-    def rows(self) -> Iterator[tuple[str, Row]]:
-        """Rows of the raw table with their place (file and row)."""
+    def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
+        """Rows of the raw table, or what is wrong with a row, with their place (file and row)."""
 
     @abstractmethod
     def record(self, row: Row) -> Record:

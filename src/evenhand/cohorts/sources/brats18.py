@@ -14,7 +14,7 @@ from evenhand.cohorts.ages import age_group
 from evenhand.cohorts.images import BadImage
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.sex_tables import SexTable, read_clinical, read_sex_table
-from evenhand.cohorts.tables import Row, read_rows
+from evenhand.cohorts.tables import Row
 from evenhand.cohorts.values import BadRow, cell
 from evenhand.cohorts.volumes import read_volume
 from evenhand.core.errors import UserError, did_you_mean
@@ -190,7 +190,7 @@ class Brats18(Source):
         if path is None or "age_group" not in self.attributes:
             return {}
         ages: dict[str, str] = {}
-        for place, row in read_rows(path, ("BraTS18ID", "Age")):
+        for place, row in self.reader.good_rows(path, ("BraTS18ID", "Age")):
             try:
                 subject, age = cell(row, "BraTS18ID"), age_group(cell(row, "Age"))
             except BadRow as fault:
@@ -207,8 +207,8 @@ class Brats18(Source):
             given, missing = ("--name-mapping", "--clinical") if mapping else ("--clinical", "--name-mapping")
             raise UserError(f"{given} needs {missing}: BraTS subjects are joined with TCGA's patients by both")
         if table:
-            return read_sex_table(table)
-        return read_clinical(mapping, clinical) if mapping and clinical else None
+            return read_sex_table(table, self.reader)
+        return read_clinical(mapping, clinical, self.reader) if mapping and clinical else None
 
 
 def _subjects(raw: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from evenhand.cohorts.prompts import CHEST_FINDINGS
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.demographics import ETHNICITY_GROUPS, RACE_GROUPS, Patient, patient_id, read_demographics
 from evenhand.cohorts.splits import parse_split
-from evenhand.cohorts.tables import Row, read_rows
+from evenhand.cohorts.tables import Row
 from evenhand.cohorts.values import BadRow, LeftOut, cell, is_missing, translate
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
@@ -97,13 +97,13 @@ class Chexpert(Source):
         self.spellings: dict[str, Counter[str]] = {}
         self.without_row = self.without_labels = 0
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
+    def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows of every table; the split that a table's name says stands in the column ``""``."""
         columns = self.columns
         required = [columns.path, columns.sex, columns.age, columns.direction, columns.projection, *columns.others]
         for table in self.tables:
-            for place, row in read_rows(table, required if self.plus else [*required, *self.findings]):
-                yield place, {**row, "": row.get("split", "") if self.plus else table.stem}
+            for place, row in self.reader.rows(table, required if self.plus else [*required, *self.findings]):
+                yield place, row if isinstance(row, BadRow) else {**row, "": row.get("split", "") if self.plus else table.stem}
 
     def record(self, row: Row) -> Record:
         """One radiograph of a patient."""
@@ -214,7 +214,7 @@ class Chexpert(Source):
         if path is None:
             return None
         self.facts["demographics"] = path.name
-        return read_demographics(path)
+        return read_demographics(path, self.reader)
 
     def _read_labels(self) -> dict[str, tuple[str, ...]]:
         """The labels that are asked for, by image; the file's lines are in no order."""
@@ -224,7 +224,7 @@ class Chexpert(Source):
             raise UserError(f"{self.base}: no labels ({', '.join(LABEL_FILES)}); put the one that is wanted beside {PLUS_TABLE}")
         self.facts["labels"] = path.name
         labels: dict[str, tuple[str, ...]] = {}
-        for place, row in read_rows(path, ("path_to_image", *self.findings), ending=".jsonl"):
+        for place, row in self.reader.good_rows(path, ("path_to_image", *self.findings)):
             try:
                 key, values = _inner(cell(row, "path_to_image")), tuple(cell(row, finding) for finding in self.findings)
             except BadRow as fault:

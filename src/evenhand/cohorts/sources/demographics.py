@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from evenhand.cohorts.tables import read_rows
+from evenhand.cohorts.tables import TableReader
 from evenhand.cohorts.values import BadRow, cell, is_missing
-from evenhand.cohorts.workbook import read_workbook
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
 
@@ -68,15 +67,14 @@ class Patient:
         )
 
 
-def read_demographics(path: Path) -> dict[str, Patient]:
+def read_demographics(path: Path, reader: TableReader) -> dict[str, Patient]:
     """Patients by id (``patient00001``) from ``CHEXPERT DEMO.xlsx``, or the same table as CSV.
 
     Raises:
         UserError: unreadable, too large, a missing column, or a row without a patient id.
     """
-    rows = read_workbook(path, REQUIRED) if path.suffix.lower() in (".xlsx", ".xlsm") else read_rows(path, REQUIRED)
     patients: dict[str, Patient] = {}
-    for place, row in rows:
+    for place, row in reader.good_rows(path, REQUIRED):
         try:
             name = patient_id(cell(row, "PATIENT"))
             patient = Patient(cell(row, "PRIMARY_RACE"), cell(row, "ETHNICITY"))

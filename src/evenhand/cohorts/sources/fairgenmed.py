@@ -14,7 +14,7 @@ from evenhand.cohorts.arrays import BadArray, PickledArray, array_image, array_s
 from evenhand.cohorts.images import BadImage, inside
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.splits import parse_split
-from evenhand.cohorts.tables import Row, column_names, read_rows
+from evenhand.cohorts.tables import Row
 from evenhand.cohorts.values import BadRow, cell, is_missing, translate
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN
@@ -104,15 +104,15 @@ class FairGenMed(Source):
         if not raw.is_dir():
             raise UserError(f"{raw}: not a folder; name the folder that holds {TABLE} or ReadMe/{TABLE}")
         self.table = _find_table(raw)
-        header = column_names(self.table)
+        header = self.reader.columns(self.table)
         self.columns = {name: _column(self.table, name, header) for name in (*self.attributes, *self.conditions)}
         self.files = _index(raw)
         self.used: set[str] = set()
         self.disagreements: Counter[str] = Counter()
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
+    def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows of the summary, with their place."""
-        return read_rows(self.table, ("filename",))
+        return self.reader.rows(self.table, ("filename",))
 
     def record(self, row: Row) -> Record:
         """One subject: its archive and image, found by name in the folder of its split."""

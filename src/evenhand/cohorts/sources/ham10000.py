@@ -8,7 +8,7 @@ from pathlib import Path
 from evenhand.cohorts.ages import age_group
 from evenhand.cohorts.lookup import file_in, split_ending, subfolders
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
-from evenhand.cohorts.tables import Row, read_rows
+from evenhand.cohorts.tables import Row
 from evenhand.cohorts.values import BadRow, cell, translate
 from evenhand.core.errors import UserError
 
@@ -42,10 +42,10 @@ class Ham10000(Source):
         folders = [path.name for path in subfolders(raw)]
         self.folders = sorted(folders, key=lambda name: ("images" not in name.lower(), name))
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
+    def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows of the metadata, with their place."""
         assert self.table is not None
-        return read_rows(self.table, REQUIRED)
+        return self.reader.rows(self.table, REQUIRED)
 
     def record(self, row: Row) -> Record:
         """One image: sex, age group and malignancy; the diagnosis is kept as ``dx``."""

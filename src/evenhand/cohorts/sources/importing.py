@@ -49,9 +49,11 @@ class _Import:
     def failed(self) -> bool:
         return len(self.faults) > self.settings.skip_bad
 
-    def take(self, place: str, row: dict[str, str]) -> None:
+    def take(self, place: str, row: dict[str, str] | BadRow) -> None:
         """Import one row, or note why not. Once too much is bad, rows are still read to name every fault."""
         try:
+            if isinstance(row, BadRow):
+                raise row
             record = self.source.record(row)
             self._check_identity(record, place)
             if self.settings.unknown == "drop" and any(value in NOT_GROUPS for value in record.attributes.values()):
@@ -138,7 +140,7 @@ class _Import:
         if self.licences:
             found = ", ".join(f"{name} ({number})" for name, number in self.licences.most_common())
             licence = f"{licence}; column 'licence': {found}".removeprefix("; ")
-        notes = [*self.source.notes(), *self.source.lookup.notes()]
+        notes = [*self.source.notes(), *self.source.lookup.notes(), *self.source.reader.notes()]
         seen = {"skipped": self.faults, "dropped_unknown": self.dropped, "left_out": dict(self.left_out), "notes": notes}
         return self.writer.schema.model_copy(
             update={

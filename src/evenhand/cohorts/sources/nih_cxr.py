@@ -11,7 +11,7 @@ from evenhand.cohorts.ages import age_group
 from evenhand.cohorts.lookup import file_in, fold, split_ending, subfolders, tidy
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.splits import FRACTIONS, split_of
-from evenhand.cohorts.tables import Row, column_names, read_rows
+from evenhand.cohorts.tables import Row
 from evenhand.cohorts.values import BadRow, cell, is_missing, translate
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
@@ -56,7 +56,7 @@ class NihCxr(Source):
         table = file_in(raw, *TABLES)
         if table is None:
             raise UserError(f"{raw}: no {next(iter(TABLES))}; name the folder that holds it (or {', '.join(list(TABLES)[1:])})")
-        self.table, names = table, column_names(table)
+        self.table, names = table, self.reader.columns(table)
         self.sex = next((name for name in SEX_COLUMNS if name in names), SEX_COLUMNS[0])
         parts = [path.name for path in subfolders(raw, "images_")]
         more = next(folders for name, folders in TABLES.items() if fold(name) == fold(table.name))
@@ -66,9 +66,9 @@ class NihCxr(Source):
         self.facts |= {"published_splits": ", ".join(found)} if found else {}
         self.counts: Counter[str] = Counter()
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
+    def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows of the table, with their place."""
-        return read_rows(self.table, (*REQUIRED[:4], self.sex, *REQUIRED[4:]))
+        return self.reader.rows(self.table, (*REQUIRED[:4], self.sex, *REQUIRED[4:]))
 
     def record(self, row: Row) -> Record:
         """One radiograph; the labels are kept as ``finding_labels``."""

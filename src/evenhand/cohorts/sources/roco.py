@@ -13,7 +13,7 @@ from evenhand.cohorts.cohort import SPLITS
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.captions import mine
 from evenhand.cohorts.sources.roco_layouts import OTHER, RADIOLOGY, ArchiveLayout, Layout, ParquetLayout, TextLayout
-from evenhand.cohorts.tables import Row
+from evenhand.cohorts.tables import Row, TableReader
 from evenhand.cohorts.values import BadRow, LeftOut
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN
@@ -42,7 +42,7 @@ class Roco(Source):
         super().__init__(raw, settings)
         if settings.prompt_attributes is not None:
             raise UserError("--prompt-attributes: the prompts of 'roco' are its captions; leave the option out")
-        self.layout = _layout(raw)
+        self.layout = _layout(raw, self.reader)
         self.facts["layout"] = type(self.layout).__name__.removesuffix("Layout").lower()
         if not isinstance(self.layout, TextLayout):
             self.citation = CITATION_2
@@ -53,14 +53,12 @@ class Roco(Source):
         self.counts: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
+    def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
         """Captions, with their place."""
         return self.layout.rows(self.kinds)
 
     def record(self, row: Row) -> Record:
         """One figure with what its caption says of the patient."""
-        if "fault" in row:
-            raise BadRow(row["fault"])
         if self.wanted is not None and _plain(row["licence"]) not in self.wanted:
             raise LeftOut(f"licence {row['licence'] or 'not told'} (--licence)")
         caption = " ".join(row["caption"].split())
@@ -121,16 +119,16 @@ class Roco(Source):
         return {_plain(name) for name in asked.split(",")}
 
 
-def _layout(raw: Path) -> Layout:
+def _layout(raw: Path, reader: TableReader) -> Layout:
     if not raw.is_dir():
         raise UserError(f"{raw}: not a folder; name the folder that holds data/train/radiology/captions.txt, or ROCOv2's files")
     base = TextLayout.base(raw)
     if base is not None:
-        return TextLayout(raw, base)
+        return TextLayout(raw, reader, base)
     tables = ParquetLayout.find_tables(raw)
     if tables:
-        return ParquetLayout(raw, tables)
-    archives = ArchiveLayout(raw)
+        return ParquetLayout(raw, reader, tables)
+    archives = ArchiveLayout(raw, reader)
     if archives.tables:
         return archives
     wanted = "data/train/radiology/captions.txt, data/train-*.parquet or train_captions.csv"

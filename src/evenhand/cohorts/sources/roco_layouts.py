@@ -1,7 +1,7 @@
 """Where the editions of ROCO keep captions, images, concepts and licences; each gives rows of the same columns.
 
 Columns of a row: ``id``, ``caption``, ``split`` (the published one), ``kind``, ``article``, ``licence``, ``cuis``, ``semtypes``,
-``keywords``, ``place`` (where its image may lie). A line that cannot be read has the column ``fault`` instead.
+``keywords``, ``place`` (where its image may lie). A line that cannot be read is a ``BadRow``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from evenhand.cohorts.arrays import BOUNDED
 from evenhand.cohorts.images import BadImage, decode_verified, inside, open_verified
 from evenhand.cohorts.splits import parse_split
-from evenhand.cohorts.tables import Row, column_names, read_rows
+from evenhand.cohorts.tables import Row, TableReader
 from evenhand.cohorts.values import BadRow, LeftOut
 from evenhand.core.errors import UserError, did_you_mean
 
@@ -40,11 +40,11 @@ class Layout(ABC):
     licence = ""  # what the edition says of all its images
     has_articles = True
 
-    def __init__(self, raw: Path) -> None:
-        self.raw = raw
+    def __init__(self, raw: Path, reader: TableReader) -> None:
+        self.raw, self.reader = raw, reader
 
     @abstractmethod
-    def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row]]:
+    def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows with their place (file and row)."""
 
     @abstractmethod
@@ -81,8 +81,8 @@ class Layout(ABC):
 class TextLayout(Layout):
     """ROCO v1: ``data/{train,validation,test}/{radiology,non-radiology}/`` with text files that are joined by id, never by order."""
 
-    def __init__(self, raw: Path, base: Path) -> None:
-        super().__init__(raw)
+    def __init__(self, raw: Path, reader: TableReader, base: Path) -> None:
+        super().__init__(raw, reader)
         self.folders = {
             (parse_split(split.name), kind): split / kind
             for split in sorted((path for path in base.iterdir() if path.name in SPLITS), key=lambda path: SPLITS.index(path.name))
@@ -98,22 +98,22 @@ class TextLayout(Layout):
         files = [f"{split}/{kind}/captions.txt" for split in SPLITS for kind in (RADIOLOGY, OTHER)]
         return next((folder for folder in folders if any((folder / name).is_file() for name in files)), None)
 
-    def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row]]:
+    def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row | BadRow]]:
         """Captions of the kinds that are asked for, with what the other files say of the same id."""
         for (split, kind), folder in self.folders.items():
             if kind not in kinds:
                 continue
             name = folder.relative_to(self.raw).as_posix()
-            licences, links = self._licences(folder), _pairs(folder / "dlinks.txt")
-            more = {column: _pairs(folder / f"{column}.txt") for column in ("cuis", "semtypes", "keywords")}
-            for number, line in enumerate(_lines(folder / "captions.txt"), start=1):
+            licences, links = self._licences(folder), _pairs(self.reader, folder / "dlinks.txt")
+            more = {column: _pairs(self.reader, folder / f"{column}.txt") for column in ("cuis", "semtypes", "keywords")}
+            for number, line in enumerate(self.reader.lines(folder / "captions.txt"), start=1):
                 if not line.strip():
                     continue
                 key, tab, caption = line.partition("\t")
                 key = key.strip()
                 place = f"{name}/captions.txt row {number}"
                 if not tab or not key:
-                    yield place, {"fault": f"{line[:60]!r} is not an id, a tab and a caption"}
+                    yield place, BadRow(f"{line[:60]!r} is not an id, a tab and a caption")
                     continue
                 licence, file = licences.get(key, ("", ""))
                 yield (
@@ -134,19 +134,17 @@ class TextLayout(Layout):
     def articles(self) -> Iterator[tuple[str, str]]:
         """From ``licences.txt``, or where that has none from the links."""
         for (split, _), folder in self.folders.items():
-            licences, links = self._licences(folder), _pairs(folder / "dlinks.txt")
+            licences, links = self._licences(folder), _pairs(self.reader, folder / "dlinks.txt")
             for key in {**licences, **links}:
                 yield _article(licences.get(key, ("", ""))[1], links.get(key, "")), split
 
-    @staticmethod
-    def _licences(folder: Path) -> dict[str, tuple[str, str]]:
+    def _licences(self, folder: Path) -> dict[str, tuple[str, str]]:
         """Id -> licence, and the file in its article's package."""
         path = folder / "licences.txt"
         if not path.is_file():
             return {}
-        return {
-            row.get("ROCO_ID", ""): (row.get("CC", ""), row.get("PMC_ID", "")) for _, row in read_rows(path, ("ROCO_ID", "PMC_ID", "CC"))
-        }
+        rows = self.reader.good_rows(path, ("ROCO_ID", "PMC_ID", "CC"))
+        return {row["ROCO_ID"]: (row["CC"], row["PMC_ID"]) for _, row in rows}
 
 
 class ArchiveLayout(Layout):
@@ -157,25 +155,28 @@ class ArchiveLayout(Layout):
 
     licence = "CC BY or CC BY-NC, by article"
 
-    def __init__(self, raw: Path) -> None:
-        super().__init__(raw)
+    def __init__(self, raw: Path, reader: TableReader) -> None:
+        super().__init__(raw, reader)
         self.tables = {split: raw / f"{split}_captions.csv" for split in SPLITS if (raw / f"{split}_captions.csv").is_file()}
         self.archives: dict[str, zipfile.ZipFile] = {}
         self.members: dict[str, dict[str, list[str]]] = {}
         self.terms = self._read_terms()
         self.has_articles = any(article for article, _ in self.terms.values())
 
-    def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row]]:
+    def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row | BadRow]]:
         """Captions with their concepts, joined by id."""
         if RADIOLOGY not in kinds:
             return
         for split, table in self.tables.items():
             concepts = self._concepts(split)
-            for place, row in read_rows(table, ("ID", "Caption")):
+            for place, row in self.reader.rows(table, ("ID", "Caption")):
+                if isinstance(row, BadRow):
+                    yield place, row
+                    continue
                 key = row.get("ID", "")
                 article, licence = self.terms.get(key, ("", ""))
                 if not key:
-                    yield place, {"fault": "empty ID"}
+                    yield place, BadRow("empty ID")
                     continue
                 yield (
                     place,
@@ -192,8 +193,9 @@ class ArchiveLayout(Layout):
     def articles(self) -> Iterator[tuple[str, str]]:
         """From ``license_information.csv``."""
         for split, table in self.tables.items():
-            for _, row in read_rows(table, ("ID",)):
-                yield self.terms.get(row.get("ID", ""), ("", ""))[0], parse_split(split)
+            for _, row in self.reader.rows(table, ("ID",)):
+                if isinstance(row, dict):  # a bad row is named when the captions are read
+                    yield self.terms.get(row["ID"], ("", ""))[0], parse_split(split)
 
     def find(self, row: Row) -> str:
         """In the split's archive, else in a folder of that name."""
@@ -256,20 +258,21 @@ class ArchiveLayout(Layout):
         path = self.raw / f"{split}_concepts.csv"
         if not path.is_file():
             return {}
-        return {row.get("ID", ""): _codes(row.get("CUIs", "")) for _, row in read_rows(path, ("ID", "CUIs"))}
+        return {row.get("ID", ""): _codes(row.get("CUIs", "")) for _, row in self.reader.good_rows(path, ("ID", "CUIs"))}
 
     def _read_terms(self) -> dict[str, tuple[str, str]]:
         """Id -> article and licence, where ``license_information.csv`` is there; its columns are found by what their names begin with."""
         path = self.raw / "license_information.csv"
         if not path.is_file():
             return {}
-        names = column_names(path)
+        names = self.reader.columns(path)
         key = next((name for name in names if re.match(r"(image[ _-]?)?id$|image$|file", name, re.IGNORECASE)), None)
         terms = next((name for name in names if re.match(r"licen[cs]e|cc$", name, re.IGNORECASE)), None)
         if key is None or terms is None:
             wanted = "ID" if key is None else "License"
             raise UserError(f"{path}: no column {wanted!r}; {did_you_mean(wanted, names)}; rename it, or move the file away")
-        return {PurePosixPath(row.get(key, "")).stem: (_article(" ".join(row.values())), row.get(terms, "")) for _, row in read_rows(path)}
+        rows = self.reader.good_rows(path)
+        return {PurePosixPath(row[key]).stem: (_article(" ".join(row.values())), row[terms]) for _, row in rows}
 
 
 class ParquetLayout(Layout):
@@ -279,8 +282,8 @@ class ParquetLayout(Layout):
     has_articles = False
     batch = 16  # images that are in memory at once
 
-    def __init__(self, raw: Path, tables: list[Path]) -> None:
-        super().__init__(raw)
+    def __init__(self, raw: Path, reader: TableReader, tables: list[Path]) -> None:
+        super().__init__(raw, reader)
         self.tables = tables
         self.pictures: tuple[str, int, Iterator[dict | None]] | None = None  # table, rows read, the rest
         self.last: dict | None = None  # the image of the row that was read last
@@ -294,7 +297,7 @@ class ParquetLayout(Layout):
                 return found
         return []
 
-    def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row]]:
+    def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row | BadRow]]:
         """Captions and concepts; the images stay on the disk."""
         if RADIOLOGY not in kinds:
             return
@@ -304,7 +307,7 @@ class ParquetLayout(Layout):
             for number, found in enumerate(_batches(table, ("image_id", "caption", "cui"), 1024), start=1):
                 key = str(found["image_id"] or "").strip()
                 if not key:
-                    yield f"{name} row {number}", {"fault": "empty image_id"}
+                    yield f"{name} row {number}", BadRow("empty image_id")
                     continue
                 cuis = found["cui"] if isinstance(found["cui"], list) else [found["cui"] or ""]
                 yield (
@@ -374,20 +377,11 @@ def _batches(table: Path, columns: tuple[str, ...], size: int) -> Iterator[dict]
         raise UserError(f"{table}: not a readable Parquet file ({_brief(error)}); download it again") from None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 text file without their ends."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            yield from (line.rstrip("\r\n") for line in file)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
-
-
-def _pairs(path: Path) -> dict[str, str]:
+def _pairs(reader: TableReader, path: Path) -> dict[str, str]:
     """Id -> the rest of its line; empty where there is no such file."""
     if not path.is_file():
         return {}
-    return {key.strip(): rest.strip() for key, _, rest in (line.partition("\t") for line in _lines(path))}
+    return {key.strip(): rest.strip() for key, _, rest in (line.partition("\t") for line in reader.lines(path))}
 
 
 def _codes(text: str) -> str:

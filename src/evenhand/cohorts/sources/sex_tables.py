@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evenhand.cohorts.tables import Row, column_names, read_rows
+from evenhand.cohorts.tables import Row, TableReader
 from evenhand.cohorts.values import BadRow, cell, is_missing
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN
@@ -54,7 +54,7 @@ class SexTable:
         return UNKNOWN if subject in self.contradicted else self.sexes.get(subject, UNKNOWN)
 
 
-def read_sex_table(path: Path) -> SexTable:
+def read_sex_table(path: Path, reader: TableReader) -> SexTable:
     """``subject_id,sex``; any further columns are passed over.
 
     Raises:
@@ -62,7 +62,7 @@ def read_sex_table(path: Path) -> SexTable:
     """
     table = SexTable()
     seen = set()
-    for place, row in read_rows(path, ("subject_id", "sex")):
+    for place, row in reader.good_rows(path, ("subject_id", "sex")):
         subject = _needed(path, place, row, "subject_id")
         table.add(subject, row.get("sex", ""))
         seen.add(subject)
@@ -70,15 +70,15 @@ def read_sex_table(path: Path) -> SexTable:
     return table
 
 
-def read_clinical(mapping: Path, clinical: Path) -> SexTable:
+def read_clinical(mapping: Path, clinical: Path, reader: TableReader) -> SexTable:
     """Sex of BraTS 2018 subjects: ``name_mapping.csv`` of BraTS 2020 names their TCGA patients, whose ``gender`` a clinical table has.
 
     Raises:
         UserError: unreadable, or a missing column.
     """
-    by_patient = _read_gender(clinical)
+    by_patient = _read_gender(clinical, reader)
     table = SexTable(spellings=by_patient.spellings)
-    for place, row in read_rows(mapping, ("BraTS_2018_subject_ID", "TCGA_TCIA_subject_ID")):
+    for place, row in reader.good_rows(mapping, ("BraTS_2018_subject_ID", "TCGA_TCIA_subject_ID")):
         subject, patient = row.get("BraTS_2018_subject_ID", ""), row.get("TCGA_TCIA_subject_ID", "")
         if is_missing(subject) or is_missing(patient):
             continue  # subjects of later years, and those who are not of TCGA
@@ -92,14 +92,14 @@ def read_clinical(mapping: Path, clinical: Path) -> SexTable:
     return table
 
 
-def _read_gender(clinical: Path) -> SexTable:
+def _read_gender(clinical: Path, reader: TableReader) -> SexTable:
     """TCGA patient -> sex; rows of other ids (such as the second header of TCGA's own tables) are passed over."""
     if not clinical.is_file():
         raise UserError(f"{clinical}: no such file; name TCGA's clinical table")
-    names = column_names(clinical)
+    names = reader.columns(clinical)
     patient, sex = _column(clinical, names, PATIENT_COLUMNS), _column(clinical, names, SEX_COLUMNS)
     table = SexTable()
-    for place, row in read_rows(clinical):
+    for place, row in reader.good_rows(clinical):
         found = _BARCODE.match(_needed(clinical, place, row, patient))
         if found:
             table.add(found[0].upper(), row.get(sex, ""))

@@ -9,12 +9,13 @@ from pathlib import Path
 from evenhand.cohorts.lookup import NoFile, is_junk
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.splits import parse_split
-from evenhand.cohorts.tables import Row, column_names, read_rows, require_columns
+from evenhand.cohorts.tables import ENDINGS, KINDS, Row, require_columns, table_ending
+from evenhand.cohorts.textfile import UNREADABLE
 from evenhand.cohorts.values import BadRow, cell, is_missing
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN, UNSPECIFIED
 
-ENDINGS = (".csv", ".parquet", ".jsonl", ".tsv", ".tab")
+BESIDES = (".txt", ".txt.gz", ".json", ".json.gz")  # what also lies beside a table; such a file is the table where there is no other
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "path", "filename", "file")
 PROMPT_COLUMNS = ("prompt", "text", "caption")
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
@@ -34,7 +35,7 @@ class Table(Source):
         self.tables = _find_tables(raw)
         self.folder = self.images
         first = self.tables[0]
-        names = column_names(first)
+        names = self.reader.columns(first)
         self.image_column = settings.image_column or next((name for name in IMAGE_COLUMNS if name in names), IMAGE_COLUMNS[0])
         own_words = settings.prompt_attributes is None
         found = next((name for name in PROMPT_COLUMNS if name in names), None) if own_words else None
@@ -51,14 +52,14 @@ class Table(Source):
         optional = (settings.subject_column, settings.split_column, self.prompt_column)
         self.required = [self.image_column, *self.attributes, *self.conditions, *(name for name in optional if name)]
         for table in self.tables:
-            require_columns(table, column_names(table), self.required)
+            require_columns(table, self.reader.columns(table), self.required)
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
+    def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows of every table; those of a split folder say so in the column ``""``, which no header can name."""
         for table in self.tables:
             inner = "" if table.parent == self.folder else table.parent.name
-            for place, row in read_rows(table, self.required):
-                yield (f"{inner}/{place}" if inner else place), {**row, "": inner}
+            for place, row in self.reader.rows(table, self.required):
+                yield (f"{inner}/{place}" if inner else place), row if isinstance(row, BadRow) else {**row, "": inner}
 
     def record(self, row: Row) -> Record:
         """One image with the groups of the columns that were named."""
@@ -104,15 +105,18 @@ class Table(Source):
 
 def _find_tables(raw: Path) -> list[Path]:
     if raw.is_file():
-        if raw.suffix.lower() not in ENDINGS:
-            raise UserError(f"{raw}: not a table; name a file that ends in {', '.join(ENDINGS)}")
-        return [raw]
+        if table_ending(raw) not in ENDINGS and raw.suffix.lower() not in UNREADABLE:
+            raise UserError(f"{raw}: not a table; name a file that ends in {KINDS}")
+        return [raw]  # a kind that is not read is refused by the reader, with its remedy
     for folders in ([raw], [raw / name for name in SPLIT_FOLDERS]):
         metadata = [path for folder in folders for ending in ENDINGS if (path := folder / f"metadata{ending}").is_file()]
         if metadata and (len(metadata) == 1 or len(folders) > 1):
             return metadata
-    tables = sorted(path for path in raw.iterdir() if path.suffix.lower() in ENDINGS and not is_junk(path.name))
+    files = sorted(path for path in raw.iterdir() if path.is_file() and not is_junk(path.name))
+    tables = [path for path in files if table_ending(path) in ENDINGS]
+    tables = [path for path in tables if table_ending(path) not in BESIDES] or tables
+    tables = tables or [path for path in files if path.suffix.lower() in UNREADABLE][:1]
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "none"
-        raise UserError(f"{raw}: one table is wanted ({', '.join(ENDINGS)}), found {found}; name the table itself")
+        raise UserError(f"{raw}: one table is wanted ({KINDS}), found {found}; name the table itself")
     return tables
