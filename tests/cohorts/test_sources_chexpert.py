@@ -1,5 +1,6 @@
 """CheXpert and CheXpert Plus: path prefixes, uncertain labels, the workbook's spellings, labels joined by key."""
 
+import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -106,6 +107,69 @@ def test_tables_in_the_parent_of_the_images(tmp_path) -> None:
     (raw / "CheXpert-v1.0-small").mkdir()
     for name in ("train", "valid"):
         (raw / name).rename(raw / "CheXpert-v1.0-small" / name)
+    assert len(import_cohort("chexpert", raw, tmp_path / "out")) == 5
+
+
+@pytest.mark.parametrize("above", ["", "chexpertchestxrays-u20210408"])
+@pytest.mark.parametrize("prefix", ["CheXpert-v1.0/", "CheXpert-v1.0\\", ""])
+def test_the_four_batches_of_the_download(tmp_path, above, prefix) -> None:
+    """Training images lie in three folders without ``train/``, tables and validation images in a fourth."""
+    parts = {1: "1 (validate & csv)", 2: "2 (train 1)", 3: "3 (train 2)", 4: "4 (train 3)"}
+    folders = {number: tmp_path / "raw" / above / f"CheXpert-v1.0 batch {name}" for number, name in parts.items()}
+    rows = [chexpert_row(FRONTAL.format(number), Pleural_Effusion="1") for number in (1, 21514, 43018)]
+    write_chexpert(folders[1], {"train.csv": rows, "valid.csv": VALID})
+    for number, patient in ((2, "patient00001"), (3, "patient21514"), (4, "patient43018")):
+        folders[number].mkdir()
+        (folders[1] / "train" / patient).rename(folders[number] / patient)
+    for table in (folders[1] / "train.csv", folders[1] / "valid.csv"):
+        table.write_text(re.sub(r"^(train|valid)/", lambda match: prefix + match[0], table.read_text(), flags=re.MULTILINE))
+    table = import_cohort("chexpert", tmp_path / "raw", tmp_path / "out").table
+    assert list(table["image_id"]) == [FRONTAL.format(number)[:-4] for number in (1, 21514, 43018)] + [VALID[0].split(",")[0][:-4]]
+    assert table["split"][3] == "val" and table["race"][0] == "white"
+
+
+TEST_ROW = ",".join(["{}", *("0.0" for _ in CHEXPERT_FINDINGS)]) + "\n"
+TEST_IMAGE = "test/patient64741/study1/view1_frontal.jpg"
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("test_labels.csv", "Path", f"CheXpert-v1.0/{TEST_IMAGE}"),
+        ("test_labels.csv", "Path", TEST_IMAGE),
+        ("groundtruth.csv", "Study", "CheXpert-v1.0/test/patient64741/study1"),
+    ],
+)
+def test_the_test_set_that_was_handed_out_later(tmp_path, table, column, value) -> None:
+    raw = written(tmp_path, demo=None)
+    for name in (TEST_IMAGE, TEST_IMAGE.replace("view1_frontal", "view2_lateral")):
+        write_radiograph(raw, name)
+    (raw / table).write_text(",".join([column, *CHEXPERT_FINDINGS]) + "\n" + TEST_ROW.format(value))
+    cohort = import_cohort("chexpert", raw, tmp_path / "out")
+    found = cohort.table[cohort.table["subject_id"] == "patient64741"]
+    assert found[["image_id", "split", "sex", "age_group", "effusion"]].values.tolist() == [
+        [TEST_IMAGE[:-4], "test", "unknown", "unknown", "none"]
+    ]
+    views = import_cohort("chexpert", raw, tmp_path / "views", ImportSettings(conditions=["view"])).table
+    lateral = views[views["subject_id"] == "patient64741"]["view"]
+    assert list(lateral) == (["unknown", "lateral"] if column == "Study" else ["unknown"])
+
+
+def test_one_table_alone_and_labels_of_the_validation_set(tmp_path) -> None:
+    raw = write_chexpert(tmp_path / "raw" / "CheXpert", {"valid.csv": VALID}, None)
+    assert list(import_cohort("chexpert", tmp_path / "raw", tmp_path / "out").table["split"]) == ["val"]
+    (raw / "valid.csv").unlink()
+    (raw / "val_labels.csv").write_text(",".join(["Path", *CHEXPERT_FINDINGS]) + "\n" + TEST_ROW.format(VALID[0].split(",")[0]))
+    table = import_cohort("chexpert", tmp_path / "raw", tmp_path / "labels").table
+    assert table[["split", "sex", "effusion"]].values.tolist() == [["val", "unknown", "none"]]
+
+
+def test_tables_in_capitals(tmp_path) -> None:
+    raw = written(tmp_path)
+    (raw / "train.csv").rename(raw / "TRAIN.CSV")
+    (raw / "train").rename(raw / "Train")
+    for path in list(raw.rglob("*.jpg")):
+        path.rename(path.with_suffix(".JPG"))
     assert len(import_cohort("chexpert", raw, tmp_path / "out")) == 5
 
 
@@ -343,8 +407,8 @@ def test_a_sheet_that_lies_about_its_size(tmp_path) -> None:
             "/train/patient00009/study1/view1_frontal.jpg: absolute path; write it relative to the data folder",
         ),
         (
-            chexpert_row("CheXpert-v1.0//train/patient00009/a.jpg"),
-            "/train/patient00009/a.jpg: absolute path; write it relative to the data folder",
+            chexpert_row("CheXpert-v1.0//train/patient00009/a.jpg"),  # a doubled slash is one
+            "train/patient00009/a.jpg: no such file in the data folder",
         ),
         (chexpert_row(FRONTAL.format(9)), f"{FRONTAL.format(9)}: no such file in the data folder"),
         (chexpert_row("train/p9/view1_frontal.jpg"), "no patient id such as 'patient00001' in 'train/p9/view1_frontal.jpg'"),

@@ -128,6 +128,18 @@ class Lookup:
             NoFile: there is none.
             BadRow: the path leads out of ``root``, or several files fit.
         """
+        path = self.seek(written, folders, endings, anywhere=anywhere)
+        if path is None:
+            raise NoFile(self._missing(tidy(written).lstrip("/"), folders, endings))
+        return path
+
+    def seek(self, written: str, folders: Sequence[str] = (), endings: Sequence[str] = ("",), *, anywhere: bool = False) -> str | None:
+        """As ``find``, but None where no file fits.
+
+        Raises:
+            NoFile: the cell cannot be a path at all.
+            BadRow: the path leads out of ``root``, or several files fit.
+        """
         if (why := _no_path(written)) is not None:
             raise NoFile(f"{shown(written)}: {why}")
         try:
@@ -142,9 +154,7 @@ class Lookup:
             path = self._loose(name, [folder.name for folder in subfolders(self.root)], endings, first=False)
             if path:
                 self._note("without the folder that they lie in", name, path)
-        if path is None:
-            raise NoFile(self._missing(name, folders, endings))
-        if is_junk(path.rsplit("/", maxsplit=1)[-1]):
+        if path and is_junk(path.rsplit("/", maxsplit=1)[-1]):
             raise BadRow(f"{shown(written)}: a hidden file, such as macOS writes beside others, is no image; remove the row")
         return path
 

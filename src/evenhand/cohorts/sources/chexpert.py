@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from evenhand.cohorts.ages import age_group
+from evenhand.cohorts.lookup import file_in, subfolders, tidy
 from evenhand.cohorts.prompts import CHEST_FINDINGS
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.demographics import ETHNICITY_GROUPS, RACE_GROUPS, Patient, patient_id, read_demographics
@@ -19,7 +20,16 @@ from evenhand.cohorts.values import BadRow, LeftOut, cell, is_missing, translate
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
 
-TABLES = ("train.csv", "valid.csv", "test.csv")
+# the tables of CheXpert, and the split of their patients
+TABLES = {"train.csv": "train", "valid.csv": "val", "test.csv": "test"}
+# tables of labels alone, as the test set is handed out: taken where the table above of the same split is missing
+LABEL_TABLES = {
+    "val_labels.csv": "val",  # of CheXlocalize, one row per image
+    "test_labels.csv": "test",  # the same
+    "groundtruth.csv": "test",  # of rajpurkarlab/cheXpert-test-set-labels, one row per study
+}
+# "CheXpert-v1.0 batch 2 (train 1)" and so on: the training images as Stanford AIMI hands them out, without a folder train/
+_BATCH = re.compile(r"batch[ _-]*\d", re.IGNORECASE)
 PLUS_TABLE = "df_chexpert_plus_240401.csv"
 PLUS_CITATION = "CheXpert Plus (Chambon et al. 2024, arXiv 2405.19538), Stanford AIMI"
 # CheXbert's labels of CheXpert Plus. CheXpert itself was labelled from the impression; whole reports tell of history too
@@ -83,13 +93,14 @@ class Chexpert(Source):
 
     def __init__(self, raw: Path, settings: ImportSettings) -> None:
         super().__init__(raw, settings)
-        self.base = _base(raw)
-        self.tables = [self.base / name for name in TABLES if (self.base / name).is_file()]
-        self.plus = not self.tables
+        self.tables = _find_tables(raw)
+        self.base = self.tables[0].parent
+        self.plus = self.tables[0].name.lower() == PLUS_TABLE
         self.columns = PLUS if self.plus else CLASSIC
         if self.plus:
-            self.tables, self.citation = [self.base / PLUS_TABLE], PLUS_CITATION
+            self.citation = PLUS_CITATION
         self.folders = _image_folders(raw, self.base)
+        self.batches = [folder for folder in self.folders if _BATCH.search(folder)]
         self.findings = [FINDINGS[name] for name in self.conditions if name in FINDINGS]
         self.labels = self._read_labels() if self.plus and self.findings else None
         self.patients = self._read_patients()
@@ -102,12 +113,40 @@ class Chexpert(Source):
         columns = self.columns
         required = [columns.path, columns.sex, columns.age, columns.direction, columns.projection, *columns.others]
         for table in self.tables:
+            split = LABEL_TABLES.get(table.name.lower())
+            if split is not None:
+                yield from self._label_rows(table, split)
+                continue
             for place, row in self.reader.rows(table, required if self.plus else [*required, *self.findings]):
-                yield place, row if isinstance(row, BadRow) else {**row, "": row.get("split", "") if self.plus else table.stem}
+                if isinstance(row, dict):
+                    row = {**row, "": row.get("split", "") if self.plus else TABLES[table.name.lower()]}
+                yield place, row
+
+    def _label_rows(self, table: Path, split: str) -> Iterator[tuple[str, Row | BadRow]]:
+        """Rows of a table of labels alone: of its patients nothing is known but the view, which the file's name says."""
+        by_study = "Study" in self.reader.columns(table)
+        column = "Study" if by_study else self.columns.path
+        for place, row in self.reader.rows(table, [column, *self.findings]):
+            if isinstance(row, BadRow):
+                yield place, row
+                continue
+            for path in self._study(row[column]) if by_study else [row[column]]:
+                view = "Lateral" if "lateral" in PurePosixPath(path).name.lower() else "Frontal"
+                blank = {self.columns.sex: "", self.columns.age: "", self.columns.direction: view, self.columns.projection: ""}
+                yield place, {**blank, **row, self.columns.path: path, "": split}
+
+    def _study(self, study: str) -> list[str]:
+        """The images of one study; where there is none, the first that it should have."""
+        inner = _without_prefix(tidy(study))
+        for folder in ("", *self.folders):
+            names = self.lookup.names(f"{folder}/{inner}".lstrip("/"))
+            if names:
+                return [f"{inner}/{name}" for name in names]
+        return [f"{inner}/view1_frontal.jpg"]
 
     def record(self, row: Row) -> Record:
         """One radiograph of a patient."""
-        path = cell(row, self.columns.path)
+        path = tidy(cell(row, self.columns.path))
         view = self._view(row)
         labels = self._labels(path, row)
         conditions = {name: view if name == "view" else self._finding(name, labels) for name in self.conditions}
@@ -185,7 +224,10 @@ class Chexpert(Source):
         ending = PurePosixPath(plain).suffix
         prefix = path[: len(path) - len(plain)].rstrip("/")
         folders = dict.fromkeys([*([prefix] if (self.raw / prefix).is_dir() and prefix else []), *self.folders])
-        return self.find(plain.removesuffix(ending), list(folders), list(dict.fromkeys([ending, *ENDINGS])))
+        name, endings = plain.removesuffix(ending), list(dict.fromkeys([ending, *ENDINGS]))
+        of_batch = re.sub(r"^(?:train|valid|test)/(?=patient)", "", name, flags=re.IGNORECASE)
+        found = self.lookup.seek(of_batch, self.batches, endings) if self.batches and of_batch != name else None
+        return found or self.find(name, list(folders), endings)
 
     def _race_and_ethnicity(self, subject: str, row: Row) -> dict[str, str]:
         patient: Patient | None
@@ -208,7 +250,7 @@ class Chexpert(Source):
         if {"race", "ethnicity"}.isdisjoint(self.attributes):
             return None
         if path is None and not self.plus:
-            folders = dict.fromkeys([self.base, self.raw, *_subfolders(self.raw, "chexpertdemo")])
+            folders = dict.fromkeys([self.base, self.raw, *subfolders(self.raw, "chexpertdemo")])
             pattern = re.compile(r"chexpert[ _-]?demo\.xlsx", flags=re.IGNORECASE)
             path = next((file for folder in folders for file in sorted(folder.iterdir()) if pattern.fullmatch(file.name)), None)
         if path is None:
@@ -226,7 +268,7 @@ class Chexpert(Source):
         labels: dict[str, tuple[str, ...]] = {}
         for place, row in self.reader.good_rows(path, ("path_to_image", *self.findings)):
             try:
-                key, values = _inner(cell(row, "path_to_image")), tuple(cell(row, finding) for finding in self.findings)
+                key, values = _inner(tidy(cell(row, "path_to_image"))), tuple(cell(row, finding) for finding in self.findings)
             except BadRow as fault:
                 raise UserError(f"{path.parent / place}: {fault}") from None
             if labels.setdefault(key, values) != values:
@@ -234,29 +276,34 @@ class Chexpert(Source):
         return labels
 
 
-def _base(raw: Path) -> Path:
-    """The folder that holds the tables: ``raw`` itself, or the data set's own folder in it."""
+def _find_tables(raw: Path) -> list[Path]:
+    """The tables in ``raw``, in the data set's own folder in it, or in one of that one's parts; or the one table of CheXpert Plus."""
+    wanted = f"{next(iter(TABLES))} or {PLUS_TABLE}"
     if not raw.is_dir():
-        raise UserError(f"{raw}: not a folder; name the folder that holds {TABLES[0]} or {PLUS_TABLE}")
-    folders = [raw, *_subfolders(raw, "chexpert")]
-    found = [folder for folder in folders if any((folder / name).is_file() for name in (*TABLES, PLUS_TABLE))]
-    if not found:
-        raise UserError(f"{raw}: no {TABLES[0]} (or CheXpert Plus' {PLUS_TABLE}); name the folder that holds it")
-    if len(found) > 1 and found[0] != raw:
-        raise UserError(f"{raw}: tables in {' and in '.join(folder.name for folder in found)}; name one of these folders")
-    return found[0]
+        raise UserError(f"{raw}: not a folder; name the folder that holds {wanted}")
+    below = subfolders(raw, "chexpert")
+    folders = [raw, *below, *(folder for path in below for folder in subfolders(path, "chexpert"))]
+    found: dict[str, Path] = {}
+    for name, split in {**TABLES, **LABEL_TABLES}.items():
+        places = [path for folder in folders if (path := file_in(folder, name))]
+        if len(places) > 1 and places[0].parent != raw:
+            raise UserError(f"{raw}: tables in {' and in '.join(path.parent.name for path in places)}; name one of these folders")
+        if places:
+            found.setdefault(split, places[0])
+    if found:
+        return list(found.values())
+    places = [path for folder in folders if (path := file_in(folder, PLUS_TABLE))]
+    if not places:
+        raise UserError(f"{raw}: no {next(iter(TABLES))} (or CheXpert Plus' {PLUS_TABLE}); name the folder that holds it")
+    return places[:1]
 
 
-def _subfolders(folder: Path, *starts: str) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower().startswith(starts)]
-
-
-def _image_folders(raw: Path, base: Path) -> Sequence[str]:
-    """Where images may lie, relative to ``raw``: beside the tables, in the data set's folder, in the folders of an unpacked ``PNG.zip``."""
+def _image_folders(raw: Path, base: Path) -> list[str]:
+    """Where images may lie, relative to ``raw``: beside the tables, in the data set's folder and its parts, in an unpacked ``PNG.zip``."""
     folders = [base]
-    for parent in dict.fromkeys([base, raw]):
-        for folder in _subfolders(parent, "chexpert", "png"):
-            folders += [folder, *_subfolders(folder, "png")]
+    for parent in dict.fromkeys([base, raw, base.parent if base != raw else raw]):
+        for folder in subfolders(parent, "chexpert", "png"):
+            folders += [folder, *subfolders(folder, "chexpert", "png")]
     return [path.relative_to(raw).as_posix() for path in dict.fromkeys(folders) if path != raw]
 
 
