@@ -314,12 +314,105 @@ def test_a_header_that_claims_too_much_is_not_read(tmp_path) -> None:
 
 def test_what_is_no_brats(tmp_path) -> None:
     (tmp_path / "raw").mkdir()
-    assert refusal(tmp_path / "raw") == f"{tmp_path / 'raw'}: no HGG/ and no LGG/; name the folder that holds them"
+    assert refusal(tmp_path / "raw") == (
+        f"{tmp_path / 'raw'}: no HGG/, no LGG/ and no folder of a subject such as BraTS20_Training_001 or BraTS-GLI-00000-000; "
+        "name the folder that holds them"
+    )
     (tmp_path / "raw" / "HGG").mkdir()
     assert "HGG/ and LGG/ hold no subject" in refusal(tmp_path / "raw")
     write_brats_subject(tmp_path / "raw", "HGG", ONE)
     write_brats_subject(tmp_path / "raw", "LGG", ONE)
     assert refusal(tmp_path / "raw") == f"{tmp_path / 'raw'}: HGG/{ONE} and LGG/{ONE} are one subject; keep one of the two"
+
+
+def write_scan(folder: Path, kinds: dict[str, str], ending: str = ".nii.gz", joint: str = "_", enhancing: int = 4) -> None:
+    """One scan in a later year's layout: our words for its volumes, and what that year calls them."""
+    folder.mkdir(parents=True)
+    for kind, name in kinds.items():
+        voxels = brats_volume(kind)
+        voxels[3, 3, 2] += sum(folder.name.encode()) if kind != "seg" else 0  # tells scans apart
+        write_nifti(folder / f"{folder.name}{joint}{name}{ending}", np.where(voxels == 4, enhancing, voxels) if kind == "seg" else voxels)
+
+
+CLASSIC_KINDS = {"flair": "flair", "seg": "seg"}
+NEW_KINDS = {"flair": "t2f", "t1ce": "t1c", "seg": "seg"}
+
+
+@pytest.mark.parametrize(
+    ("year", "scans", "kinds", "options", "survival", "subjects"),
+    [
+        (
+            *("2019", ("MICCAI_BraTS_2019_Data_Training/HGG/BraTS19_CBICA_AAB_1", "MICCAI_BraTS_2019_Data_Training/LGG/BraTS19_2013_0_1")),
+            *(CLASSIC_KINDS, {}, ("survival_data.csv", "BraTS19ID,Age,Survival,ResectionStatus", "BraTS19_CBICA_AAB_1,60.4,1,GTR")),
+            {"BraTS19_2013_0_1": ("unknown", "LGG"), "BraTS19_CBICA_AAB_1": (">=60", "HGG")},
+        ),
+        (
+            *("2020", ("BraTS2020_TrainingData/MICCAI_BraTS2020_TrainingData/BraTS20_Training_001", "BraTS20_Training_002")),
+            *(CLASSIC_KINDS, {"ending": ".nii"}),
+            ("survival_info.csv", "Brats20ID,Age,Survival_days,Extent_of_Resection", "BraTS20_Training_002,33.1,1,GTR"),
+            {"BraTS20_Training_001": ("unknown", "HGG"), "BraTS20_Training_002": ("<60", "unknown")},
+        ),
+        ("2021", ("BraTS2021_00000", "BraTS2021_00002"), CLASSIC_KINDS, {"ending": ".NII.GZ"}, None, None),
+        (
+            *("2017", ("Hgg/Brats17_CBICA_AAB_1", "lgg/brats17_2013_2_1"), CLASSIC_KINDS, {}, None),
+            {"Brats17_CBICA_AAB_1": ("unknown", "HGG"), "brats17_2013_2_1": ("unknown", "LGG")},
+        ),
+        (
+            *("2023", ("TrainingData/BraTS-GLI-00000-000", "TrainingData/BraTS-GLI-00000-001", "TrainingData/BraTS-MET-00002-000")),
+            *(NEW_KINDS, {"joint": "-", "enhancing": 3}, None, {"BraTS-GLI-00000": ("unknown",) * 2, "BraTS-MET-00002": ("unknown",) * 2}),
+        ),
+    ],
+)
+def test_other_years(tmp_path, year, scans, kinds, options, survival, subjects) -> None:
+    raw = tmp_path / "raw"
+    for name in scans:
+        write_scan(raw / name, kinds, **options)
+    if year == "2020":
+        text(raw / "name_mapping.csv", "Grade,BraTS_2019_subject_ID,BraTS_2020_subject_ID", "HGG,NA,BraTS20_Training_001")
+    if survival:
+        text(raw / survival[0], *survival[1:])
+    cohort = imported(raw, conditions=["tumour", "grade"], slices_per_subject=4)
+    table = cohort.table
+    assert len(table) == 4 * len(scans) and set(table["tumour"]) == {"none", "tumour"}
+    assert cohort.schema.source.startswith(f"BraTS {year} (")
+    found = {name: (rows["age_group"].iloc[0], rows["grade"].iloc[0]) for name, rows in table.groupby("subject_id")}
+    assert found == (subjects or dict.fromkeys(scans, ("unknown", "unknown")))
+    assert leaks(table) == [] and f"sex: BraTS {year} has none; give --sex-table, or --name-mapping and --clinical" in notes_on(cohort)
+
+
+def test_sequences_of_later_years_go_by_our_words(tmp_path) -> None:
+    write_scan(tmp_path / "raw" / "BraTS-GLI-00001-000", NEW_KINDS, joint="-", enhancing=3)
+    assert set(imported(tmp_path / "raw", modality="t1ce").table["sequence"]) == {"t1ce"}
+    assert "BraTS-GLI-00001-000_t2.nii.gz: no such file" in refusal(tmp_path / "raw", modality="t2")
+
+
+def test_a_volume_under_another_name(tmp_path) -> None:
+    """Subject 355 of 2020 has its segmentation as W39_1998.09.19_Segm.nii; a folder that was renamed keeps its files' names."""
+    folder = tmp_path / "raw" / "BraTS20_Training_355"
+    write_scan(folder, CLASSIC_KINDS, ".nii")
+    (folder / f"{folder.name}_seg.nii").rename(folder / "W39_1998.09.19_Segm.nii")
+    (folder / f"{folder.name}_flair.nii").rename(folder / "Other_flair.nii")
+    assert "tumour" in set(imported(tmp_path / "raw").table["tumour"])
+
+
+def test_validation_sets_are_left_out(tmp_path) -> None:
+    write_scan(tmp_path / "raw" / "BraTS20_Training_001", CLASSIC_KINDS)
+    write_scan(tmp_path / "raw" / "Validation" / "BraTS20_Validation_001", {"flair": "flair"})
+    cohort = imported(tmp_path / "raw")
+    assert set(cohort.table["subject_id"]) == {"BraTS20_Training_001"}
+    assert "1 rows were left out at import: subjects of a validation set, which has no segmentations" in notes_on(cohort)
+
+
+def test_sex_of_later_years(tmp_path) -> None:
+    names = ("BraTS20_Training_001", "BraTS20_Training_002")
+    for name in names:
+        write_scan(tmp_path / "raw" / name, CLASSIC_KINDS)
+    header = "Grade,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID"
+    mapping = text(tmp_path / "name_mapping.csv", header, f"HGG,{ONE},TCGA-02-0006,NA,{names[1]}", f"LGG,{TWO},NA,NA,{names[0]}")
+    clinical = text(tmp_path / "clinical.csv", "bcr_patient_barcode,gender", "TCGA-02-0006,FEMALE")
+    cohort = imported(tmp_path / "raw", name_mapping=mapping, clinical=clinical)
+    assert dict(cohort.table.groupby("subject_id")["sex"].first()) == {names[0]: "unknown", names[1]: "female"}
+    assert not any("have no folder" in note for note in notes_on(cohort))
 
 
 def test_options_of_other_sources(tmp_path) -> None:

@@ -118,9 +118,8 @@ class Chexpert(Source):
                 yield from self._label_rows(table, split)
                 continue
             for place, row in self.reader.rows(table, required if self.plus else [*required, *self.findings]):
-                if isinstance(row, dict):
-                    row = {**row, "": row.get("split", "") if self.plus else TABLES[table.name.lower()]}
-                yield place, row
+                said = "" if isinstance(row, BadRow) else row.get("split", "") if self.plus else TABLES[table.name.lower()]
+                yield place, row if isinstance(row, BadRow) else {**row, "": said}
 
     def _label_rows(self, table: Path, split: str) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows of a table of labels alone: of its patients nothing is known but the view, which the file's name says."""

@@ -27,6 +27,7 @@ _NOT_STATED = (
 )
 PATIENT_COLUMNS = ("bcr_patient_barcode", "case_submitter_id", "cases.submitter_id", "submitter_id", "patient id", "patient_id", "patient")
 SEX_COLUMNS = ("gender", "demographic.gender", "demographic.sex_at_birth", "sex")
+_SUBJECT_COLUMN = re.compile(r"brats_?(?:20)?\d\d_subject_id", re.IGNORECASE)
 _BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}", re.IGNORECASE)
 
 
@@ -71,24 +72,28 @@ def read_sex_table(path: Path, reader: TableReader) -> SexTable:
 
 
 def read_clinical(mapping: Path, clinical: Path, reader: TableReader) -> SexTable:
-    """Sex of BraTS 2018 subjects: ``name_mapping.csv`` of BraTS 2020 names their TCGA patients, whose ``gender`` a clinical table has.
+    """Sex of BraTS subjects: ``name_mapping.csv`` names the TCGA patients of every year's subjects, whose ``gender`` a clinical table has.
 
     Raises:
         UserError: unreadable, or a missing column.
     """
     by_patient = _read_gender(clinical, reader)
+    names = reader.columns(mapping)
+    subjects = [name for name in names if _SUBJECT_COLUMN.fullmatch(name)] or ["BraTS_2018_subject_ID"]
     table = SexTable(spellings=by_patient.spellings)
-    for place, row in reader.good_rows(mapping, ("BraTS_2018_subject_ID", "TCGA_TCIA_subject_ID")):
-        subject, patient = row.get("BraTS_2018_subject_ID", ""), row.get("TCGA_TCIA_subject_ID", "")
-        if is_missing(subject) or is_missing(patient):
-            continue  # subjects of later years, and those who are not of TCGA
+    for place, row in reader.good_rows(mapping, (*subjects, "TCGA_TCIA_subject_ID")):
+        ids, patient = {row.get(name, "") for name in subjects}, row.get("TCGA_TCIA_subject_ID", "")
+        if is_missing(patient) or all(map(is_missing, ids)):
+            continue  # those who are not of TCGA
         found = _BARCODE.search(patient)
         if not found:
             raise UserError(
                 f"{mapping.parent / place}: TCGA_TCIA_subject_ID {patient[:60]!r} holds no TCGA-XX-XXXX; mend the row or empty it"
             )
         table.listed += 1
-        table.add(subject, by_patient.get(found[0].upper()))
+        for subject in ids:
+            if not is_missing(subject):
+                table.add(subject, by_patient.get(found[0].upper()))
     return table
 
 
