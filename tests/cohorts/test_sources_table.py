@@ -24,14 +24,14 @@ COLUMNS = {"subject_column": "patient", "split_column": "fold", "attributes": ["
 def test_columns_by_option(tmp_path) -> None:
     raw = write_table(tmp_path / "raw", ROWS)
     cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(**COLUMNS, modality="knee", name="knees", licence="mine"))
-    assert cohort.schema.attributes == {"race": ["Asian", "White non-Hispanic"]}  # no sign that a mix is written with
+    assert cohort.schema.attributes == {"race": ["Asian", "White, non-Hispanic"]}  # as written, signs and all
     assert cohort.schema.conditions == {"grade": ["2", "3"]}  # -1 and nan are no groups
-    assert list(cohort.table["race"]) == ["White non-Hispanic", "Asian", "unknown"]
+    assert list(cohort.table["race"]) == ["White, non-Hispanic", "Asian", "unknown"]
     assert list(cohort.table["grade"]) == ["2", "unknown", "3"]
     assert list(cohort.table["split"]) == ["train", "val", "test"]
     assert list(cohort.table["image"]) == ["images/a_1.png", "images/b_1.png", "images/2.png"]
     assert list(cohort.table["subject_id"]) == ["p1", "p2", "p3"]
-    assert cohort.table["prompt"][0] == "Knee image of a White non-Hispanic patient, grade 2"
+    assert cohort.table["prompt"][0] == "Knee image of a White, non-Hispanic patient, grade 2"
     assert (cohort.schema.name, cohort.schema.licence, cohort.schema.modality) == ("knees", "mine", "knee")
     assert check_cohort(cohort.root).faults == []
 
@@ -177,3 +177,86 @@ def test_a_subject_in_two_source_splits(tmp_path) -> None:
         import_cohort("table", raw, tmp_path / "out", ImportSettings(subject_column="patient", split_column="fold"))
     fault = "labels.csv row 3: subject 'p1' is in split 'test' here and in 'train' in labels.csv row 2; put it into one"
     assert str(error.value) == f"{fault}; mend the data or pass --skip-bad 1"
+
+
+def table_of(folder, **columns):
+    """A table with one small picture per row."""
+    n = len(next(iter(columns.values())))
+    rows = [{"image": f"{i}.png", **{name: values[i] for name, values in columns.items()}} for i in range(n)]
+    return write_table(folder, rows)
+
+
+ODD_NAMES = ["<60", ">=60", "> 60", "Black/African American", "a,b", "x:y", "a|b", "a*b", "a=b", 'he said "no"', "a;b", "Ünal", "[red]"]
+
+
+def test_group_names_stay_as_they_are(tmp_path) -> None:
+    raw = table_of(tmp_path / "raw", group=[f"  {name.replace(' ', '  ')} " for name in ODD_NAMES])
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["group"]))
+    assert list(cohort.table["group"]) == ODD_NAMES and set(cohort.schema.attributes["group"]) == set(ODD_NAMES)
+    assert check_cohort(cohort.root).faults == []
+
+
+def test_spellings_of_one_value_become_the_most_frequent_one(tmp_path) -> None:
+    sex = ["Male", "male", "MALE ", "male", "female", "Fe\u00admale", "ｆｅｍａｌｅ", "n/a"]
+    grade = ["1", "1.0", "2", "2.00", "1", "none", "None", "-1"]
+    raw = table_of(tmp_path / "raw", sex=sex, grade=grade)
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"], conditions=["grade"]))
+    assert cohort.schema.attributes == {"sex": ["female", "male"]} and cohort.schema.conditions == {"grade": ["1", "2", "none"]}
+    assert list(cohort.table["sex"]) == ["male"] * 4 + ["female"] * 3 + ["unknown"]
+    assert list(cohort.table["grade"]) == ["1", "1", "2", "2", "1", "none", "none", "unknown"]  # a tie goes to the first that is seen
+    notes = notes_on(cohort)
+    assert "sex: spellings of one value: 'male' (2), 'Male' (1), 'MALE' (1) -> 'male'" in notes
+    assert "grade: spellings of one value: '1' (2), '1.0' (1) -> '1'" in notes
+    assert "sex: read as missing: 'n/a' (1)" in notes and "grade: read as missing: '-1' (1)" in notes
+
+
+def test_codes_that_are_whole_in_one_split_and_floats_in_the_other(tmp_path) -> None:
+    raw = tmp_path / "raw"
+    for split, codes in (("train", [0, 1, 1, 0]), ("test", [1.0, None, 0.0])):
+        write_table(raw / split, [{"file_name": f"{i}.png"} for i in range(len(codes))], "metadata.csv")
+        (raw / split / "metadata.csv").unlink()
+        flags = [bool(code) for code in codes]
+        table = pd.DataFrame({"file_name": [f"{i}.png" for i in range(len(codes))], "code": codes, "flag": flags})
+        table.assign(flag=table["flag"].astype("category" if split == "test" else "bool")).to_parquet(raw / split / "metadata.parquet")
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["code"], conditions=["flag"]))
+    assert cohort.schema.attributes == {"code": ["0", "1"]} and cohort.schema.conditions == {"flag": ["False", "True"]}
+    assert list(cohort.table["code"]) == ["0", "1", "1", "0", "1", "unknown", "0"]
+
+
+def test_missing_subjects_splits_and_prompts(tmp_path) -> None:
+    columns = {
+        "patient": ["P1", "nan", "nan", "None", "01", "1", "P1"],
+        "fold": ["train", "N/A", "test", "--", "val", "test", "train"],
+        "text": ["one", "two", "nan", "<NA>", "normal chest", "six", ""],
+    }
+    raw = table_of(tmp_path / "raw", **columns)
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(subject_column="patient", split_column="fold", modality="chest"))
+    assert list(cohort.table["subject_id"]) == ["P1", "1.png", "2.png", "3.png", "01", "1", "P1"]
+    template = "Chest Radiography image of a patient"
+    assert list(cohort.table["prompt"]) == ["one", "two", template, template, "normal chest", "six", template]
+    assert [note for note in notes_on(cohort) if not note.startswith("split")] == [
+        "patient: 3 cells are missing ('nan' (2), 'None' (1)); each of these images is a subject of its own",
+        "fold: 2 cells are missing ('N/A' (1), '--' (1)); no split is taken from them",
+        "text: 3 cells are missing ('nan' (1), '<NA>' (1), empty (1)); a template wrote these prompts",
+        "patient: ids that differ in spelling alone are different subjects here, such as '01' and '1' (1 in all); "
+        "write them alike where they are one",
+    ]
+
+
+def test_a_dash_beside_a_plus_is_a_value(tmp_path) -> None:
+    raw = table_of(tmp_path / "raw", stain=["+", "-", "-", "n/a"], site=["-", "a", "b", "a"])
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(conditions=["stain"], attributes=["site"]))
+    assert list(cohort.table["stain"]) == ["+", "-", "-", "unknown"] and list(cohort.table["site"]) == ["unknown", "a", "b", "a"]
+
+
+@pytest.mark.parametrize("name", ["split", "prompt", "model", "n"])
+def test_reserved_column_names_are_refused(tmp_path, name) -> None:
+    raw = table_of(tmp_path / "raw", **{name: ["a", "b"]})
+    for columns in ({"attributes": [name]}, {"conditions": [name]}):
+        with pytest.raises(UserError) as error:
+            import_cohort("table", raw, tmp_path / "out", ImportSettings(**columns))
+        assert str(error.value) == (
+            f"column {name!r} cannot be an attribute or a condition: cohorts have one of that name; "
+            f"rename it in the raw table, such as 'patient_{name}'"
+        )
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from evenhand.core.errors import UserError
-from evenhand.core.groups import Mix, intersection, known, observed_mix, parse_mix
+from evenhand.core.groups import Factor, Mix, intersection, known, observed_mix, parse_mix
+from evenhand.core.names import joint_label
 
 SCHEMA = {"sex": ["male", "female"], "age_group": ["young", "old"], "tumour": ["none", "tumour"]}
 INDEPENDENT = "sex=male:0.8,female:0.2;age_group=young:0.5,old:0.5"
@@ -40,7 +41,49 @@ def test_joint_factor() -> None:
 @pytest.mark.parametrize("text", [INDEPENDENT, JOINT, "sex=male:1", "grade=2:0.5,3:0.5", "ratio=a:b:0.5,c:0.5"])
 def test_text_and_back(text) -> None:
     mix = parse_mix(text)
-    assert parse_mix(str(mix)).joint() == pytest.approx(mix.joint()) and str(parse_mix(str(mix))) == str(mix)
+    assert parse_mix(str(mix)) == mix and str(parse_mix(str(mix))) == str(mix)
+
+
+ODD = [
+    *("Black/African American", "a,b", "x:y", "a;b", ">=60", 'a "b" c'),
+    *('"', "\\", '\\"', "a\\", " padded ", "a*b", "a=b", "a|b", "Ünal 男", "x", "a x b", "'s"),
+]
+
+
+def test_quoted_names() -> None:
+    mix = parse_mix('race="Black/African American":0.2,White:0.8')
+    assert mix.joint() == {("Black/African American",): 0.2, ("White",): 0.8}
+    assert str(mix) == 'race="Black/African American":0.2,White:0.8'
+    joint = parse_mix('sex*race = male / "Black/African American" : 0.3 , "fe,male"/White:0.7')
+    assert joint.joint() == {("male", "Black/African American"): 0.3, ("fe,male", "White"): 0.7}
+    assert parse_mix("age_group=>=60:0.25,<60:0.75").joint() == {(">=60",): 0.25, ("<60",): 0.75}
+    assert parse_mix("height=5\"2:0.5,6\":0.5").joint() == {('5"2',): 0.5, ('6"',): 0.5}  # a quote inside of a name is a character
+    assert parse_mix('"Sex (M/F); at = birth"*b="M:F"/c:1').names == ("Sex (M/F); at = birth", "b")
+
+
+def test_every_name_is_written_so_that_it_is_read_back() -> None:
+    rng = np.random.default_rng(0)
+    signs = list(',;:/*="\\|<> x\'aé男\t')
+    drawn = {"".join(rng.choice(signs, size=rng.integers(1, 7))) for _ in range(300)}
+    names = sorted({*ODD, *drawn})
+    for start in range(0, len(names) - 6, 3):
+        columns, groups = tuple(names[start : start + 2]), names[start + 2 : start + 6]
+        shares = rng.dirichlet(np.ones(4))
+        shares[-1] = 1 - shares[:-1].sum()
+        joint = Factor(columns, {(a, b): float(share) for a, b, share in zip(groups, reversed(groups), shares, strict=True)})
+        mix = Mix((joint, Factor((names[start] + "2",), {(names[start],): 0.25, (names[start + 1],): 0.75})))
+        assert parse_mix(str(mix)) == mix
+
+
+def test_joint_labels_are_never_alike() -> None:
+    parts = ["a", "x", "a x b", "x b", "b x", "a x", '"a x b"', '"', "b", '"x"', "\\", "a x b x a"]
+    pairs = [(one, other) for one in parts for other in parts] + [(one, "a", other) for one in parts for other in parts]
+    labels = [joint_label(pair) for pair in pairs]
+    assert len(set(labels)) == len(labels)
+    assert joint_label(["male", "old"]) == "male x old" and joint_label(["a x b", "c"]) == '"a x b" x c'
+    assert joint_label(["a x b"]) == "a x b"
+    table = pd.DataFrame({"one": ["a x b", "a", "a"], "two": ["c", "b x c", None]})
+    assert intersection(table, ["one", "two"]).tolist() == ['"a x b" x c', 'a x "b x c"', "unknown"]
 
 
 def test_shares_that_nearly_sum_to_one_are_scaled() -> None:
@@ -67,6 +110,23 @@ FORM = "write for example 'sex=male:0.5,female:0.5'"
         ("sex=male:x", "mix 'sex=male:x': share 'x' is not a number between 0 and 1"),
         ("sex=male:-0.5,female:1.5", "mix 'sex=male:-0.5,female:1.5': share '-0.5' is not a number between 0 and 1"),
         ("sex=male:nan,female:1", "mix 'sex=male:nan,female:1': share 'nan' is not a number between 0 and 1"),
+        (
+            "race=Black, non-Hispanic:0.5,White:0.5",
+            "mix 'race=Black, non-Hispanic:0.5,White:0.5': cannot read 'Black'; each item is race:share, such as 'race:0.5'; "
+            'a name with , ; : or / stands in double quotes: race="Black/African American":0.2',
+        ),
+        (
+            "sex*race=male/Black/African American:1",
+            "mix 'sex*race=male/Black/African American:1': cannot read 'male/Black/African American:1'; each item is sex/race:share, "
+            "such as 'sex/race:0.5'; a name with , ; : or / stands in double quotes: sex=\"Black/African American\":0.2",
+        ),
+        ('race="Black:0.5', "mix 'race=\"Black:0.5': cannot read '\"Black:0.5'; each item is race:share, such as 'race:0.5'"),
+        ('race="":1', "mix 'race=\"\":1': a group without a name; write for example 'sex=male:0.5,female:0.5'"),
+        (
+            'race="a"b:1',
+            "mix 'race=\"a\"b:1': text behind the closing quote in \"a\"b; write for example race=\"Black/African American\":0.2,White:0.8",
+        ),
+        ("sex=MALE:1", "mix: sex has no group 'MALE'; did you mean 'male'? There is: male, female"),
         ("sxe=male:1", "mix: unknown attribute 'sxe'; did you mean 'sex'? There is: sex, age_group, tumour"),
         ("sex=mael:1", "mix: sex has no group 'mael'; did you mean 'male' or 'female'? There is: male, female"),
     ],

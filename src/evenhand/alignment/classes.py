@@ -6,6 +6,7 @@ prompts are of one class.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evenhand.alignment.guides import JOIN, Guides
+from evenhand.alignment.guides import Guides
 from evenhand.alignment.targets import joint_probabilities
 from evenhand.cohorts.cohort import Cohort, is_cohort
 from evenhand.core.errors import UserError
 from evenhand.core.groups import Factor, Mix, known, observed_mix, parse_mix
+from evenhand.core.names import joint_label
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class PromptClasses:
 
     def groups(self, guides: Guides) -> list[str]:
         """Names of the C K joint groups."""
-        return guides.joint if self.column is None else [name + JOIN + group for name in self.names for group in guides.joint]
+        classes = [] if self.column is None else [self.names]
+        return [joint_label(parts) for parts in itertools.product(*classes, *guides.groups.values())]
 
     def within(self, cohort: Cohort, groups: np.ndarray, k: int) -> np.ndarray:
         """Joint code (n,) of every image of a cohort that shows one of ``k`` groups; -1 where its class is none of the prompts'."""

@@ -16,11 +16,11 @@ from evenhand.alignment.targets import joint_probabilities
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import Mix, known
+from evenhand.core.names import joint_label
 from evenhand.engine.features import cohort_predictions
 from evenhand.models.classifiers import Classifier
 
 LEAST_AUC = 0.7  # below, what a guide reads is too far from what an image shows
-JOIN = " x "
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Guides:
     @property
     def joint(self) -> list[str]:
         """Names of the K joint groups; the last attribute runs fastest."""
-        return [JOIN.join(values) for values in itertools.product(*self.groups.values())]
+        return [joint_label(values) for values in itertools.product(*self.groups.values())]
 
     @property
     def all(self) -> list[Classifier]:

@@ -19,6 +19,7 @@ from evenhand.audit.intervals import FeatureError, bootstrap_weights, canonical_
 from evenhand.audit.semantics import weighted_auc
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import Schema
+from evenhand.core.names import condition_is, cut, cut_last, quoted, unquoted
 from evenhand.core.randomness import generator
 
 KINDS = ("presence", "quality", "semantics", "memorization", "utility")
@@ -318,8 +319,8 @@ class Question:
 
     def __str__(self) -> str:
         """The text that ``parse_question`` reads, and that the audit's tables bear."""
-        middle = [] if self.condition is None else [f"{self.condition}={self.value}"]
-        return ":".join([self.kind, *middle, "*".join(self.by)])
+        middle = [] if self.condition is None else [condition_is(self.condition, str(self.value))]
+        return ":".join([self.kind, *middle, "*".join(quoted(name, column=True) for name in self.by)])
 
     def matches(self, other: Question) -> bool:
         """Whether both ask the same; ``sex*age_group`` is ``age_group*sex``, and without a condition any is meant."""
@@ -338,24 +339,24 @@ def parse_question(text: str, *, attributes: Collection[str] | None = None, cond
         UserError: malformed, or a name that there is not; it names what there is.
     """
     kind, colon, rest = (part.strip() for part in text.partition(":"))
-    middle, _, columns = rest.rpartition(":")
+    middle, _, columns = cut_last(rest, ":")
     form = "semantics:tumour=yes:sex" if kind in ("semantics", "utility") else f"{kind if kind in KINDS else 'quality'}:sex"
     if kind not in KINDS:
         raise UserError(f"question {text!r}: unknown kind {kind!r}; {did_you_mean(kind, KINDS)}; write for example {form!r}")
-    by = tuple(name.strip() for name in columns.split("*"))
-    if not colon or not all(by) or any("=" in name for name in by):
+    by = tuple(_unquoted(name, text) for name in cut(columns, "*"))
+    if not colon or not all(by) or len(cut(columns, "=")) > 1:
         raise UserError(f"question {text!r}: no attribute at its end; write for example {form!r}, or 'sex*age_group' for both at once")
     if len(set(by)) < len(by):
         raise UserError(f"question {text!r}: an attribute stands twice; name each once")
     for name in by:
         if attributes is not None and name not in attributes:
             raise UserError(f"question {text!r}: unknown attribute {name!r}; {did_you_mean(name, attributes)}")
-    condition, equals, value = (part.strip() for part in middle.partition("="))
+    condition, value = (_unquoted(part, text) for part in (*cut(middle, "=", 1), "")[:2])
     if not middle and kind != "semantics":
         return Question(kind, by)
     if kind not in ("semantics", "utility"):
         raise UserError(f"question {text!r}: {kind} has no condition {middle!r}; write for example {form!r}")
-    if not (condition and equals and value):
+    if not (condition and value):
         raise UserError(f"question {text!r}: {kind} needs CONDITION=VALUE in its middle; write for example {form!r}")
     if conditions is not None and condition not in conditions:
         raise UserError(f"question {text!r}: unknown condition {condition!r}; {did_you_mean(condition, conditions)}")
@@ -364,6 +365,13 @@ def parse_question(text: str, *, attributes: Collection[str] | None = None, cond
     if conditions is not None and len(conditions[condition]) == 2:
         value = conditions[condition][1]  # the AUC of one of two values is that of the other
     return Question(kind, by, condition, value)
+
+
+def _unquoted(name: str, question: str) -> str:
+    try:
+        return unquoted(name)
+    except ValueError as fault:
+        raise UserError(f"question {question!r}: {fault}; write for example semantics:tumour=\"a: b\":sex") from None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from evenhand.audit.result import Cell, UtilityRow, UtilityTable, number
 from evenhand.audit.tables import Resampling, condition_labels, group_rows, values_with_auc
 from evenhand.audit.utility import utility_difference
 from evenhand.cohorts.cohort import Cohort
+from evenhand.core.names import condition_is
 from evenhand.engine.features import cohort_predictions
 from evenhand.models.classifiers import Classifier
 
@@ -35,7 +36,7 @@ def downstream_tables(
     tables = []
     for value in values_with_auc(pair[0].groups):
         real_trained, synthetic_trained = (scores_for(value, classifier, part) for classifier, part in zip(pair, scores, strict=True))
-        labels = condition_labels(true, value)
+        labels, asked = condition_labels(true, value), condition_is(condition, value)
         for reading in readings:
             found = utility_difference(
                 labels, real_trained, synthetic_trained, reading.real, subjects=subjects, n_boot=how.n_boot, seed=how.seed, min_n=how.min_n
@@ -48,7 +49,7 @@ def downstream_tables(
             ]
             tables.append(
                 UtilityTable(
-                    question=f"utility:{condition}={value}:{reading.question}", condition=condition, value=value, by=list(reading.by),
+                    question=f"utility:{asked}:{reading.question}", condition=condition, value=value, by=list(reading.by),
                     basis="requested", n_train_real=sizes[0], n_train_synthetic=sizes[1],
                     overall=Cell.of(found.overall, _why(found.overall)),
                     rows=rows, gap=number(found.gap), worst=None if found.worst is None else str(found.worst),

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from evenhand.audit.intervals import effective_subjects, subject_codes
-from evenhand.audit.readings import JOIN, Reading, cross, stated
+from evenhand.audit.readings import Reading, cross, stated
 from evenhand.audit.representation import MixEstimate, estimate_mix, mix_gap, prediction_powered_mix, raw_presence
 from evenhand.audit.result import PresenceRow, PresenceTable, number
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.groups import Mix
+from evenhand.core.names import joint_label
 
 UNSEEN = "the prompts are silent and no judge reads this column"
 NOT_HELD_OUT = "no real images are held out from the judge, so its errors cannot be measured"
@@ -121,7 +122,7 @@ def target_shares(parts: Sequence[Reading], mix: Mix | None, subjects: np.ndarra
     shown = {key: float(sum(share for share, other in zip(found, keys, strict=True) if other == key)) for key in keys}
     absent = next((key for key, share in wanted.items() if share > 0 and not shown.get(key)), None)
     if absent is not None:
-        reason = f"the target wants {JOIN.join(absent)}, and no real image of it says how the rest is shared"
+        reason = f"the target wants {joint_label(absent)}, and no real image of it says how the rest is shared"
         return Target({}, stated=columns, reason=reason)
     weights = np.array([wanted.get(key, 0.0) / shown[key] if shown[key] else 0.0 for key in keys])
     images = np.bincount(subject_codes(None if subjects is None else subjects[known], int(known.sum())), weights[codes[known]])
@@ -173,25 +174,26 @@ def _cells(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Names of the cells that share what was requested, with value and bounds (3,) of each."""
     if estimate is None:
-        yield JOIN.join(requested), np.ones(3)
+        yield joint_label(requested), np.ones(3)
         return
     for place, judged in enumerate(_product([data.columns[name].groups for name in columns])):
         filled = dict(zip(columns, judged, strict=True))
-        cell = JOIN.join(filled.get(name, value) for name, value in zip(by, requested, strict=True))
+        cell = joint_label([filled.get(name, value) for name, value in zip(by, requested, strict=True)])
         yield cell, np.array([estimate.values[place], estimate.low[place], estimate.high[place]])
 
 
 def _estimate(columns: list[str], rows: np.ndarray, data: PresenceData) -> MixEstimate:
     """The mix of the judged columns' joint groups among these generated images."""
     judged = [data.columns[name] for name in columns]
-    names = [JOIN.join(parts) for parts in _product([column.groups for column in judged])]
+    names = [joint_label(parts) for parts in _product([column.groups for column in judged])]
     own = _joint([column.synthetic[rows] for column in judged])
     subjects = data.synthetic.table["subject_id"].astype(object).to_numpy()[rows]
     if len(columns) == 1 and columns[0] in data.labels and data.labels[columns[0]].iloc[rows].notna().sum() > 1:
         labels = pd.Series(pd.Categorical(data.labels[columns[0]].iloc[rows], categories=names))
         return prediction_powered_mix(own, labels, subjects=subjects)
     truth = pd.DataFrame({name: stated(data.real, name) for name in columns})
-    joint = pd.Series([JOIN.join(row) if all(isinstance(part, str) for part in row) else None for row in truth.to_numpy()], dtype=object)
+    told = truth.to_numpy().tolist()
+    joint = pd.Series([joint_label(parts) if all(isinstance(part, str) for part in parts) else None for parts in told], dtype=object)
     kept = data.held_out & joint.isin(names).to_numpy()
     if kept.sum() < 2:
         return _refused(len(names), len(rows), NOT_HELD_OUT)

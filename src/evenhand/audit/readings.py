@@ -14,8 +14,8 @@ from evenhand.audit.result import Basis
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN, UNSPECIFIED, known
+from evenhand.core.names import joint_label, quoted
 
-JOIN = " x "
 FEW_SILENT = 0.05  # of the images; where no more are silent they are left out, and no judge is asked
 
 
@@ -35,7 +35,7 @@ class Reading:
     @property
     def question(self) -> str:
         """The columns as they stand in a question's name: ``sex*age_group``."""
-        return "*".join(self.by)
+        return "*".join(quoted(name, column=True) for name in self.by)
 
 
 def stated(cohort: Cohort, column: str) -> pd.Series:
@@ -95,7 +95,7 @@ def everyone(real: Cohort, synthetic: Cohort) -> Reading:
 
 def cross(readings: Sequence[Reading]) -> Reading:
     """The intersection of readings: every product of groups is a category, empty ones too."""
-    names = [JOIN.join(parts) for parts in itertools.product(*(reading.real.cat.categories for reading in readings))]
+    names = [joint_label(parts) for parts in itertools.product(*(reading.real.cat.categories for reading in readings))]
     real = _joined([reading.real for reading in readings])
     synthetic = _joined([reading.synthetic for reading in readings])
     bases = {reading.basis for reading in readings}
@@ -116,7 +116,7 @@ def _categorical(values: pd.Series, names: Sequence[str]) -> pd.Series:
 def _joined(parts: Sequence[pd.Series]) -> pd.Series:
     frame = pd.concat([part.astype(object) for part in parts], axis=1)
     whole = frame.notna().all(axis=1)
-    return pd.Series([JOIN.join(row) if ok else None for row, ok in zip(frame.to_numpy(), whole, strict=True)], dtype=object)
+    return pd.Series([joint_label(row.tolist()) if ok else None for row, ok in zip(frame.to_numpy(), whole, strict=True)], dtype=object)
 
 
 def hand_labels(path: Path, synthetic: Cohort) -> dict[str, pd.Series]:

@@ -19,6 +19,7 @@ from evenhand.audit.manifold import NEIGHBOURS, OVERLAP, Manifold, gaussian_mmd,
 from evenhand.audit.readings import Reading
 from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticTable, number
 from evenhand.audit.semantics import group_auc
+from evenhand.core.names import condition_is
 from evenhand.core.randomness import generator
 
 _FRECHET_AT_MOST, _OVERLAP_AT_MOST = 500, 300  # images a side and group
@@ -194,7 +195,7 @@ def semantic_table(
     )
     beside = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in reference.by_group.iterrows()}
     return SemanticTable(
-        question=f"semantics:{condition}={value}:{reading.question}", condition=condition, value=value,
+        question=f"semantics:{condition_is(condition, value)}:{reading.question}", condition=condition, value=value,
         by=list(reading.by), basis=reading.basis,
         overall=Cell.of(found.overall, "" if found.overall.defined else "one class only or no labelled images"),
         overall_reference=Cell.of(reference.overall, "" if reference.overall.defined else "one class only or no labelled images"),

@@ -24,6 +24,8 @@ SCHEMA_FILE, TABLE_FILE, IMAGE_FOLDER = "cohort.json", "cohort.parquet", "images
 SPLITS = ("train", "val", "test")
 BASE_COLUMNS = ("image", "subject_id", "split", "prompt")
 SYNTHETIC_COLUMNS = ("seed", "guidance_scale", "steps", "model")
+# columns of a cohort's table, of a merged one's and of a generation's plan: no attribute or condition can have such a name
+RESERVED = (*BASE_COLUMNS, *SYNTHETIC_COLUMNS, "sha256", "image_id", "licence", "modality", "sample_id", "n")
 
 
 class CohortSchema(BaseModel):

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from evenhand.core.names import same_name
+
 
 class UserError(Exception):
     """Wrong input. The message is one line: what is wrong, where (file, row, value), what to do."""
@@ -14,6 +16,6 @@ class UserError(Exception):
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Name what there is, nearest names first: ``did you mean 'sex'? There is: age, sex``."""
     known = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+    near = same_name(str(name), known)[:3] or difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     return f"{hint}There is: {', '.join(known) if known else 'nothing'}"

@@ -6,6 +6,7 @@ is joint::
     sex=male:0.5,female:0.5                                       one attribute
     sex=male:0.8,female:0.2;age_group=young:0.5,old:0.5            two, independent
     sex*tumour=male/tumour:0.3,male/none:0.5,female/tumour:0.2    joint
+    race="Black/African American":0.2,White:0.8                   a name with , ; : / or " in it stands in double quotes
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.names import cut, cut_last, joint_label, quoted, unquoted
 
 UNKNOWN = "unknown"  # nothing is known of the subject
 UNSPECIFIED = "unspecified"  # the prompt was silent
@@ -88,8 +90,10 @@ class Mix:
     def __str__(self) -> str:
         """The text that ``parse_mix`` reads."""
         return ";".join(
-            "*".join(f.names) + "=" + ",".join(f"{'/'.join(values)}:{share:.6g}" for values, share in f.shares.items())
-            for f in self.factors
+            "*".join(quoted(name, column=True) for name in factor.names)
+            + "="
+            + ",".join("/".join(map(quoted, values)) + f":{_digits(share)}" for values, share in factor.shares.items())
+            for factor in self.factors
         )
 
 
@@ -99,7 +103,7 @@ def parse_mix(text: str, schema: Schema | None = None) -> Mix:
     Raises:
         UserError: malformed, shares that are negative or do not sum to 1, a name or group that ``schema`` lacks.
     """
-    factors = tuple(_parse_factor(part.strip()) for part in text.split(";") if part.strip())
+    factors = tuple(_parse_factor(part.strip()) for part in cut(text, ";") if part.strip())
     mix = Mix(factors)
     repeated = {name for name in mix.names if mix.names.count(name) > 1}
     if not factors or repeated:
@@ -111,24 +115,43 @@ def parse_mix(text: str, schema: Schema | None = None) -> Mix:
 
 
 def _parse_factor(text: str) -> Factor:
-    head, equals, body = text.partition("=")
-    names = tuple(name.strip() for name in head.split("*"))
-    if not equals or not all(names):
+    head, *rest = cut(text, "=", 1)
+    names = tuple(_name(name, text) for name in cut(head, "*"))
+    if not rest or not all(names):
         raise UserError(f"mix {text!r}: no attribute before '='; write for example 'sex=male:0.5,female:0.5'")
     shares: dict[tuple[str, ...], float] = {}
-    for item in body.split(","):
-        group, colon, share = item.rpartition(":")
-        values = tuple(part.strip() for part in (group.split("/") if len(names) > 1 else [group]))
-        if not colon or len(values) != len(names) or not all(values):
-            form = "/".join(names)
-            raise UserError(f"mix {text!r}: cannot read {item.strip()!r}; each item is {form}:share, such as '{form}:0.5'")
+    items = cut(rest[0], ",")
+    for item in items:
+        group, colon, share = cut_last(item, ":")
+        parts = cut(group, "/") if len(names) > 1 else [group]
+        if not colon or len(parts) != len(names) or not all(part.strip() for part in parts):
+            form = "/".join(quoted(name, column=True) for name in names)
+            maybe_cut = len(parts) > len(names) or (not colon and len(items) > 1)
+            remedy = f"; a name with , ; : or / stands in double quotes: {names[0]}=\"Black/African American\":0.2" if maybe_cut else ""
+            raise UserError(f"mix {text!r}: cannot read {item.strip()!r}; each item is {form}:share, such as '{form}:0.5'{remedy}")
+        values = tuple(_name(part, text) for part in parts)
+        if not all(values):
+            raise UserError(f"mix {text!r}: a group without a name; write for example 'sex=male:0.5,female:0.5'")
         if values in shares:
             raise UserError(f"mix {text!r}: {'/'.join(values)!r} stands twice; name each group once")
         shares[values] = _share(share, text)
     total = sum(shares.values())
     if abs(total - 1) > 1e-3:
         raise UserError(f"mix {text!r}: shares sum to {total:g}, not 1; change them so that they do")
-    return Factor(names, {values: share / total for values, share in shares.items()})
+    exact = abs(total - 1) < 1e-12  # as written: what a mix prints is read back to the bit
+    return Factor(names, {values: share if exact else share / total for values, share in shares.items()})
+
+
+def _name(text: str, mix: str) -> str:
+    try:
+        return unquoted(text)
+    except ValueError as fault:
+        raise UserError(f"mix {mix!r}: {fault}; write for example race=\"Black/African American\":0.2,White:0.8") from None
+
+
+def _digits(share: float) -> str:
+    """The shortest digits that are read back as the same number."""
+    return repr(float(share)).removesuffix(".0")
 
 
 def _share(share: str, text: str) -> float:
@@ -164,8 +187,7 @@ def known(table: pd.DataFrame, names: Sequence[str]) -> pd.Series:
 
 
 def intersection(table: pd.DataFrame, names: Sequence[str]) -> pd.Series:
-    """One label a row, ``male x old``; ``unknown`` where any part is not a group."""
-    labels = table[names[0]].astype(str)
-    for name in names[1:]:
-        labels = labels + " x " + table[name].astype(str)
+    """One label per row, ``male x old``; ``unknown`` where any part is not a group."""
+    rows = table[list(names)].to_numpy().tolist()
+    labels = pd.Series([joint_label([str(part) for part in row]) for row in rows], index=table.index, dtype=object)
     return labels.where(known(table, names), UNKNOWN)

@@ -19,6 +19,7 @@ from evenhand.cohorts.values import BadRow
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError, did_you_mean
 
+MAX_GROUPS = 50  # a column with more values is a measurement, not an attribute
 File = Annotated[Path, PlainSerializer(lambda path: path.name, when_used="json")]  # a cohort names no folders
 
 
@@ -124,6 +125,9 @@ class Source(ABC):
     def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows of the raw table, or what is wrong with a row, with their place (file and row)."""
 
+    def survey(self, row: Row) -> None:  # noqa: B027 (most sources have nothing to learn)
+        """See one row before any is imported; a source whose groups come from its data learns their spellings here."""
+
     @abstractmethod
     def record(self, row: Row) -> Record:
         """What one row means.
@@ -152,6 +156,11 @@ class Source(ABC):
             BadRow: there is none, several fit, or the path leads out of the raw folder.
         """
         return self.lookup.find(image_id, folders, endings)
+
+
+def too_many_groups(column: str) -> UserError:
+    """A column that is a measurement."""
+    return UserError(f"column {column!r} has more than {MAX_GROUPS} values; sort them into groups first, such as '<60' and '>=60'")
 
 
 def _choose(what: str, offered: dict[str, list[str]], asked: Sequence[str] | None, default: Sequence[str] | None) -> dict[str, list[str]]:

@@ -11,19 +11,18 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from evenhand.cohorts.cohort import Cohort, CohortSchema
+from evenhand.cohorts.cohort import RESERVED, Cohort, CohortSchema
 from evenhand.cohorts.images import BadImage, default_size, image_mode, prepare
 from evenhand.cohorts.prompts import check_state, write_prompt
 from evenhand.cohorts.sources import SOURCES, ImportSettings, Record, Source
+from evenhand.cohorts.sources.base import MAX_GROUPS, too_many_groups
 from evenhand.cohorts.splits import split_of
-from evenhand.cohorts.values import BadRow, LeftOut
+from evenhand.cohorts.values import BadRow, LeftOut, is_missing
 from evenhand.cohorts.writing import CohortWriter, cohort_writer
 from evenhand.core.artifacts import is_disk_full, provenance, require_free, write_text
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import NOT_GROUPS
 from evenhand.core.progress import track
-
-MAX_GROUPS = 50  # a column with more values is a measurement, not an attribute
 
 
 @dataclass
@@ -77,7 +76,7 @@ class _Import:
             raise BadRow(f"image id {record.image_id!r} stands in {first} already; keep one of the two rows")
 
     def _prompt(self, record: Record) -> str:
-        if record.prompt:
+        if record.prompt and not is_missing(record.prompt):
             return record.prompt
         try:
             return write_prompt(self.source.modality, record.attributes, record.conditions, self.state)
@@ -108,8 +107,7 @@ class _Import:
             seen = self.values.setdefault(name, Counter())
             seen[value] += 1
             if len(seen) > MAX_GROUPS:
-                remedy = "sort them into groups first, such as '<60' and '>=60'"
-                raise UserError(f"column {name!r} has more than {MAX_GROUPS} values; {remedy}")
+                raise too_many_groups(name)
         row: dict[str, Any] = {"subject_id": record.subject_id, "split": split, "prompt": prompt, **columns}
         row |= {"image_id": record.image_id, **record.extras}
         if record.licence is not None:
@@ -175,6 +173,10 @@ def import_cohort(source: str, raw: Path, out: Path, settings: ImportSettings | 
         raise UserError(f"unknown source {source!r}; {did_you_mean(source, SOURCES)}")
     require_free(out)
     reader = SOURCES[source](raw, settings)
+    for column in (*reader.attributes, *reader.conditions):
+        if column in RESERVED:
+            remedy = f"rename it in the raw table, such as 'patient_{column}'"
+            raise UserError(f"column {column!r} cannot be an attribute or a condition: cohorts have one of that name; {remedy}")
     state = check_state(settings.prompt_attributes, reader.attributes)
     if state is None and reader.stated is not None:
         state = [name for name in reader.stated if name in reader.attributes]
@@ -206,7 +208,11 @@ def import_cohort(source: str, raw: Path, out: Path, settings: ImportSettings | 
 
 def _take_all(run: _Import) -> None:
     limit = run.settings.limit
-    total = sum(1 for _ in islice(run.source.rows(), limit))
+    total = 0
+    for _, row in islice(run.source.rows(), limit):  # once without images: how many there are, and how their groups are spelt
+        if not isinstance(row, BadRow):
+            run.source.survey(row)
+        total += 1
     with track(f"import {run.source.name}", total) as bar:
         for place, row in islice(run.source.rows(), limit):
             run.take(place, row)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from evenhand.cohorts.lookup import NoFile, is_junk
-from evenhand.cohorts.sources.base import ImportSettings, Record, Source
+from evenhand.cohorts.sources.base import MAX_GROUPS, ImportSettings, Record, Source, too_many_groups
 from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import ENDINGS, KINDS, Row, require_columns, table_ending
 from evenhand.cohorts.textfile import UNREADABLE
-from evenhand.cohorts.values import BadRow, cell, is_missing
+from evenhand.cohorts.values import BadRow, Spellings, cell, counted, identity, is_missing
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN, UNSPECIFIED
+from evenhand.core.names import sense, tidy
 
 BESIDES = (".txt", ".txt.gz", ".json", ".json.gz")  # what also lies beside a table; such a file is the table where there is no other
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "path", "filename", "file")
@@ -53,6 +54,10 @@ class Table(Source):
         self.required = [self.image_column, *self.attributes, *self.conditions, *(name for name in optional if name)]
         for table in self.tables:
             require_columns(table, self.reader.columns(table), self.required)
+        self.spellings = {name: Spellings(finding=name in self.conditions) for name in (*self.attributes, *self.conditions)}
+        self.missing = {name: Counter[str]() for name in optional if name}  # cells that name no subject, split or prompt
+        self.subjects: dict[str, str] = {}  # sense -> the first id of it
+        self.alike: dict[str, str] = {}  # an id -> an earlier one that is written otherwise
 
     def rows(self) -> Iterator[tuple[str, Row | BadRow]]:
         """Rows of every table; those of a split folder say so in the column ``""``, which no header can name."""
@@ -60,6 +65,40 @@ class Table(Source):
             inner = "" if table.parent == self.folder else table.parent.name
             for place, row in self.reader.rows(table, self.required):
                 yield (f"{inner}/{place}" if inner else place), row if isinstance(row, BadRow) else {**row, "": inner}
+
+    def survey(self, row: Row) -> None:
+        """Count the spellings of every group, over all tables of the import, and the cells that are missing."""
+        for column, spellings in self.spellings.items():
+            spellings.add(row.get(column, ""))
+            if len(spellings.known) > MAX_GROUPS:
+                raise too_many_groups(column)
+        for column, found in self.missing.items():
+            if is_missing(row.get(column, "")):
+                found[tidy(row.get(column, ""))] += 1
+        if self.settings.subject_column and (subject := identity(row.get(self.settings.subject_column, ""))):
+            first = self.subjects.setdefault(sense(subject), subject)
+            if first != subject:
+                self.alike[subject] = first
+
+    def notes(self) -> list[str]:
+        """Which spellings were joined, what was read as missing, and which subject ids look alike."""
+        notes = [f"{column}: spellings of one value: {line}" for column, found in self.spellings.items() for line in found.joined()]
+        notes += [f"{column}: read as missing: {counted(words)}" for column, found in self.spellings.items() if (words := found.words())]
+        then = {
+            self.settings.subject_column: "each of these images is a subject of its own",
+            self.settings.split_column: "no split is taken from them",
+            self.prompt_column: "a template wrote these prompts",
+        }
+        for column, found in self.missing.items():
+            if found:
+                notes.append(f"{column}: {found.total()} cells are missing ({counted(found)}); {then[column]}")
+        if self.alike:
+            one, other = next(iter(self.alike.items()))
+            notes.append(
+                f"{self.settings.subject_column}: ids that differ in spelling alone are different subjects here, such as {other!r} and "
+                f"{one!r} ({len(self.alike)} in all); write them alike where they are one"
+            )
+        return notes
 
     def record(self, row: Row) -> Record:
         """One image with the groups of the columns that were named."""
@@ -71,11 +110,11 @@ class Table(Source):
         return Record(
             image=path,
             image_id=path,
-            subject_id=(cell(row, subject) if subject else "") or path,
-            attributes={column: self._group(cell(row, column)) for column in self.attributes},
-            conditions={column: self._group(cell(row, column)) for column in self.conditions},
+            subject_id=(identity(cell(row, subject)) if subject else "") or path,
+            attributes={column: self._group(column, row) for column in self.attributes},
+            conditions={column: self._group(column, row) for column in self.conditions},
             split=split,
-            prompt=(" ".join(cell(row, self.prompt_column).split()) or None) if self.prompt_column else None,
+            prompt=self._prompt(row),
         )
 
     def _find(self, name: str, inner: str) -> str:
@@ -89,18 +128,20 @@ class Table(Source):
 
     def _split(self, row: Row) -> str | None:
         value = cell(row, self.settings.split_column) if self.settings.split_column else row[""]
-        if value:
+        if not is_missing(value):
             try:
                 return parse_split(value)
             except UserError as error:
                 raise BadRow(str(error)) from None
         return "test" if self.synthetic else None
 
-    def _group(self, value: str) -> str:
-        """A group's name without the signs that a mix is written with; missing stays an explicit group."""
-        if is_missing(value):
-            return UNSPECIFIED if self.synthetic else UNKNOWN
-        return " ".join(re.sub(r"[,;:/*=|]", " ", value).split()) or UNKNOWN
+    def _group(self, column: str, row: Row) -> str:
+        """A group's name as the table has it, in its most frequent spelling; missing stays an explicit group."""
+        return self.spellings[column].name(cell(row, column)) or (UNSPECIFIED if self.synthetic else UNKNOWN)
+
+    def _prompt(self, row: Row) -> str | None:
+        text = cell(row, self.prompt_column) if self.prompt_column else ""
+        return None if is_missing(text) else " ".join(text.split())
 
 
 def _find_tables(raw: Path) -> list[Path]:

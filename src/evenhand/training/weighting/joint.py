@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from evenhand.core.names import joint_label
 from evenhand.engine.batching import CAP
 
 GroupCodes = Mapping[str, torch.Tensor]  # attribute -> (B,) int64 code of the group, -1 where it is unknown
@@ -22,7 +23,7 @@ class JointGroups:
 
     def __init__(self, groups: Mapping[str, Sequence[str]]) -> None:
         self._sizes = {attribute: len(names) for attribute, names in groups.items()}
-        self.names = [" x ".join(parts) for parts in itertools.product(*groups.values())] if groups else []
+        self.names = [joint_label(parts) for parts in itertools.product(*groups.values())] if groups else []
 
     def codes(self, groups: GroupCodes) -> torch.Tensor:
         """Joint code of each sample, (B,) int64; -1 where any attribute is unknown."""
