@@ -69,7 +69,9 @@ def joint_label(parts: Sequence[str]) -> str:
     >>> joint_label(["male", "old"]), joint_label(["a x b", "c"])
     ('male x old', '"a x b" x c')
     """
-    return "".join(parts) if len(parts) < 2 else JOINT.join(in_quotes(p) if JOINT in f" {p} " or p[:1] == '"' else p for p in parts)
+    if len(parts) < 2:
+        return "".join(parts)
+    return JOINT.join(in_quotes(part) if part[:1] == '"' or (part != "x" and JOINT in f" {part} ") else part for part in parts)
 
 
 def in_quotes(name: str) -> str:
