@@ -208,9 +208,16 @@ def test_every_fault_is_listed(tmp_path) -> None:
 def test_nothing_to_import(tmp_path) -> None:
     raw = write_table(tmp_path / "raw", [{"image": "a.png", "sex": "male"}])
     (raw / "a.png").write_bytes(b"")
+    fault = "labels.csv row 2: a.png: empty file (0 bytes)"
     assert message("table", raw, tmp_path / "out", ImportSettings(skip_bad=1)) == (
-        f"{raw}: no image to import (1 bad, 0 with an unknown group)"
+        f"{raw}: no image to import (1 bad, 0 with an unknown group): {fault}"
     )
+    (raw / "labels.csv").write_text("image,sex\na.png,male\nb.png,male\n")
+    listing = tmp_path / "out.faults.txt"
+    assert message("table", raw, tmp_path / "out", ImportSettings(skip_bad=9)) == (
+        f"{raw}: no image to import (2 bad, 0 with an unknown group): {fault} and 1 more, all listed in {listing}"
+    )
+    assert [line.partition(": ")[0] for line in listing.read_text().splitlines()] == ["labels.csv row 2", "labels.csv row 3"]
 
 
 def test_tables_that_are_none(tmp_path) -> None:

@@ -222,13 +222,15 @@ def _take_all(run: _Import) -> None:
 def _require_good(run: _Import, out: Path) -> None:
     """Refuse an import with too many faults, or with nothing in it; the full list goes beside ``out``."""
     listing = out.with_name(f"{out.name}.faults.txt")
+    if not run.failed and run.writer.written:
+        listing.unlink(missing_ok=True)
+        return
+    first, more = next(iter(run.faults), ""), ""
+    if len(run.faults) > 1:
+        write_text(listing, "\n".join(run.faults) + "\n")
+        more = f" and {len(run.faults) - 1} more, all listed in {listing}"
     if run.failed:
-        more = ""
-        if len(run.faults) > 1:
-            write_text(listing, "\n".join(run.faults) + "\n")
-            more = f" and {len(run.faults) - 1} more, all listed in {listing}"
-        raise UserError(f"{run.faults[0]}{more}; mend the data or pass --skip-bad {len(run.faults)}")
-    if not run.writer.written:
-        left_out = "".join(f", {number} left out: {reason}" for reason, number in run.left_out.items())
-        raise UserError(f"{run.source.raw}: no image to import ({len(run.faults)} bad, {run.dropped} with an unknown group{left_out})")
-    listing.unlink(missing_ok=True)
+        raise UserError(f"{first}{more}; mend the data or pass --skip-bad {len(run.faults)}")
+    left_out = "".join(f", {number} left out: {reason}" for reason, number in run.left_out.items())
+    counts = f"({len(run.faults)} bad, {run.dropped} with an unknown group{left_out})"
+    raise UserError(f"{run.source.raw}: no image to import {counts}{': ' if first else ''}{first}{more}")
