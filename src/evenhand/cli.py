@@ -115,6 +115,12 @@ def cohort_import(
     ] = None,
     synthetic: Annotated[bool | None, typer.Option("--synthetic", help="table: images of a generator.")] = None,
     mode: Annotated[Literal["L", "RGB"] | None, typer.Option(help="Image mode. [default: the first image's]")] = None,
+    fit: Annotated[
+        Literal["crop", "pad"] | None, typer.Option(help="Images that are not square: cut from the centre, or black added. [default: crop]")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="LOW,HIGH: grey values that become black and white. [default: as declared, else the data's range]")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="table: name of the cohort.")] = None,
     licence: Annotated[str | None, typer.Option(help="roco: licences to take, by commas; table: licence of the images.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Of text tables. [default: UTF-8 or UTF-16, else cp1252 with a note]")] = None,
@@ -147,6 +153,8 @@ def cohort_import(
         modality=modality,
         synthetic=synthetic,
         mode=mode,
+        fit=fit,
+        window=window,
         name=name,
         licence=licence,
         encoding=encoding,

@@ -123,7 +123,7 @@ def test_grayscale_and_16_bit_images(tmp_path) -> None:
     Image.fromarray(np.full((20, 16, 3), 40, np.uint8)).save(raw / "2.png")  # grayscale saved with three channels
     cohort = import_cohort("table", raw, tmp_path / "out")
     assert cohort.schema.image_mode == "L"
-    assert cohort.pixels()[0] == pytest.approx(np.full((16, 16), 2 / 255)) and cohort.pixels()[1, 0, 0] == pytest.approx(40 / 255)
+    assert cohort.pixels()[0] == pytest.approx(np.full((16, 16), 128 / 255)) and cohort.pixels()[1, 0, 0] == pytest.approx(40 / 255)
 
 
 def test_colour_is_not_dropped_silently(tmp_path) -> None:

@@ -68,6 +68,7 @@ def notes_on(cohort: Cohort) -> list[str]:
     for split in SPLITS:
         if not cohort.schema.synthetic and not (cohort.table["split"] == split).any():
             notes.append(f"split {split!r} is empty")
+    notes += _shared_images(cohort)
     made = cohort.schema.made
     skipped, dropped = made.get("skipped") or [], made.get("dropped_unknown") or 0
     if skipped:
@@ -75,7 +76,22 @@ def notes_on(cohort: Cohort) -> list[str]:
     if dropped:
         notes.append(f"{dropped} rows with an unknown attribute were left out at import")
     notes += [f"{number} rows were left out at import: {reason}" for reason, number in (made.get("left_out") or {}).items()]
-    return [*notes, *(made.get("notes") or ())]
+    return [*notes, *(made.get("pixels") or ()), *(made.get("notes") or ())]
+
+
+def _shared_images(cohort: Cohort) -> list[str]:
+    """Images whose pixels stand in several splits: what is learned from one is then known of the other."""
+    if "sha256" not in cohort.table:
+        return []
+    known = cohort.table[cohort.table["sha256"].notna()]
+    leaking = known[known.groupby("sha256")["split"].transform("nunique") > 1]
+    if leaking.empty:
+        return []
+    rows = leaking[leaking["sha256"] == leaking["sha256"].iloc[0]].drop_duplicates("split")
+    pair = " and ".join(f"{name} ({split})" for name, split in zip(rows["image"].iloc[:2], rows["split"].iloc[:2], strict=True))
+    number = leaking["sha256"].nunique()
+    remedy = "keep one of each, or give both one subject (--subject-column)"
+    return [f"{number} {'image stands' if number == 1 else 'images stand'} in two splits or more, such as {pair}; {remedy}"]
 
 
 def _missing_columns(root: Path) -> list[str]:

@@ -11,9 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from evenhand.cohorts.images import BadImage, decode_verified, inside, open_verified
+from evenhand.cohorts.images import BadImage, Picture, inside, open_picture
 from evenhand.cohorts.lookup import Lookup, is_junk, subfolders
 from evenhand.cohorts.splits import parse_split
 from evenhand.core.errors import UserError, did_you_mean
@@ -72,8 +71,8 @@ class StoredImages:
         found = self._row(number)
         return None if found.get("bytes") else self.lookup.find(str(found.get("path") or ""), self.folders)
 
-    def open(self, number: int) -> Image.Image:
-        """The pixels of one row.
+    def open(self, number: int) -> Picture:
+        """The image of one row.
 
         Raises:
             BadImage: none there, or unreadable.
@@ -81,7 +80,7 @@ class StoredImages:
         if not self.holds(number):
             raise BadImage(f"no image in column {self.column!r}")
         path = self.path(number)
-        return decode_verified(self._row(number)["bytes"]) if path is None else open_verified(inside(self.lookup.root, path))
+        return open_picture(self._row(number)["bytes"] if path is None else inside(self.lookup.root, path))
 
     def _row(self, number: int) -> dict[str, Any]:
         if self.number == 0 or number < self.number:

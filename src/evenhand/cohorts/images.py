@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Literal
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
+
+from evenhand.cohorts.decoding import DECODE_ERRORS, BadImage, Raster, brief, decode, is_deep
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 50_000_000  # a chest radiograph has about 10 million; a bomb of a few kB unfolds to billions
 EMPTY = "empty file (0 bytes)"
-# what Pillow's parsers raise on damaged files besides OSError
-_PARSE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError)
+DICOM = "DICOM is not read; convert it to 16-bit PNG (DCMTK: dcmj2pnm --write-16-bit-png) and name the PNG in the table"
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-
-class BadImage(Exception):
-    """Why a file is not taken as an image, in a few words and without the file's name."""
+__all__ = ["BadImage", "Picture", "Raster", "inside", "open_picture", "open_verified"]
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -40,89 +38,82 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image whose header was checked for format and size; its pixels are decoded on demand."""
+
+    file: Path | bytes
+    deep: bool  # more than 8 bits, or signed
+
+    def decode(self) -> Raster:
+        """The pixels, upright.
+
+        Raises:
+            BadImage: truncated or damaged, or of a kind that is not read.
+        """
+        with _opened(self.file) as image:
+            return decode(image, self.file)
+
+
+def open_picture(file: Path | bytes) -> Picture:
+    """Check the header of one image; ``bytes`` is an image that lies in an archive or a table.
+
+    Raises:
+        BadImage: missing, empty, of no known format, or too large.
+    """
+    with _opened(file) as image:
+        try:
+            return Picture(file, is_deep(image))
+        except DECODE_ERRORS as error:
+            raise BadImage(f"unreadable header ({brief(error)})") from None
+
+
 def open_verified(path: Path) -> Image.Image:
-    """Decode one image after its header was checked for format and size.
+    """The pixels of one image as its file has them.
 
     Raises:
         BadImage: missing, empty, of no known format, too large, truncated or damaged.
     """
-    if not path.is_file():
+    with _opened(path) as image:
+        try:
+            image.load()
+        except DECODE_ERRORS as error:
+            raise BadImage(f"truncated or damaged ({brief(error)})") from None
+        return image.copy()
+
+
+def _opened(file: Path | bytes) -> ImageFile.ImageFile:
+    """The image with its header read and checked, and no pixel decoded."""
+    if isinstance(file, Path) and not file.is_file():
         raise BadImage("no such file")
-    if path.stat().st_size == 0:
+    if (file.stat().st_size if isinstance(file, Path) else len(file)) == 0:
         raise BadImage(EMPTY)
-    return _decoded(path)
-
-
-def decode_verified(data: bytes) -> Image.Image:
-    """As ``open_verified``, for an image that lies in an archive or a table.
-
-    Raises:
-        BadImage: see ``open_verified``.
-    """
-    if not data:
-        raise BadImage(EMPTY)
-    return _decoded(io.BytesIO(data))
-
-
-def _decoded(file: Path | IO[bytes]) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            image = Image.open(file, formats=FORMATS)  # reads the header only
+            warnings.simplefilter("ignore")  # our own limit of pixels is lower; damaged EXIF is no concern of the reader's
+            image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadImage(f"header claims more than {MAX_PIXELS:,} pixels; not decoded") from None
     except Image.UnidentifiedImageError:
-        raise BadImage(f"not an image ({', '.join(FORMATS)} are read)") from None
-    except _PARSE_ERRORS as error:
-        raise BadImage(f"unreadable header ({_brief(error)})") from None
-    with image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise BadImage(f"header claims {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}; not decoded")
-        try:
-            image.load()
-        except _PARSE_ERRORS as error:
-            raise BadImage(f"truncated or damaged ({_brief(error)})") from None
-        return ImageOps.exif_transpose(image) if image.format == "JPEG" else image.copy()
+        raise BadImage(_stranger(file)) from None
+    except DECODE_ERRORS as error:
+        raise BadImage(f"unreadable header ({brief(error)})") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise BadImage(f"header claims {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}; not decoded")
+    return image
 
 
-def image_mode(image: Image.Image) -> Literal["L", "RGB"]:
-    """How a cohort that begins with this image keeps its images: one channel where there is no colour."""
-    return "L" if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else "RGB"
-
-
-def default_size(image: Image.Image) -> int:
-    """The shorter side, at most 512 pixels."""
-    return min(512, *image.size)
-
-
-def prepare(image: Image.Image, size: int, mode: Literal["L", "RGB"], *, drop_colour: bool = True) -> Image.Image:
-    """Square from the centre, ``size`` pixels wide, 8 bit a channel in ``mode``.
-
-    Raises:
-        BadImage: floating-point pixels; colour where ``mode`` is grayscale and ``drop_colour`` is False.
-    """
-    if image.mode == "F":
-        raise BadImage("floating-point pixels; convert the image to 8 or 16 bit")
-    if image.mode.startswith("I"):  # Pillow clips 16 bit at 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    if mode == "L" and not drop_colour and _is_coloured(image):
-        raise BadImage("colour image in a grayscale cohort; set mode to RGB to keep colour, or to L to drop it")
-    image = image.convert(mode)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.size != (side, side):
-        image = image.crop((left, top, left + side, top + side))
-    return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)
-
-
-def _is_coloured(image: Image.Image) -> bool:
-    """Whether channels differ by more than JPEG's rounding; a grayscale image saved as RGB has no colour."""
-    if image_mode(image) == "L":
-        return False
-    pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
-    return bool((pixels.max(axis=-1) - pixels.min(axis=-1)).max() > 8)
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
+def _stranger(file: Path | bytes) -> str:
+    """What a file is that no format is known for, with what to do."""
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            start = stream.read(132)
+    else:
+        start = file[:132]
+    if start[128:132] == b"DICM" or (isinstance(file, Path) and file.suffix.lower() in (".dcm", ".dicom")):
+        return DICOM
+    if start.startswith(_TIFF_STARTS):
+        return "this kind of TIFF is not read, or it is damaged; save it as PNG, or as TIFF of 8 or 16 bits"
+    return f"not an image ({', '.join(FORMATS)} are read)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from PIL import Image
 from pydantic import Field, PlainSerializer, field_validator
 
-from evenhand.cohorts.images import inside, open_verified
+from evenhand.cohorts.images import Picture, inside, open_picture
 from evenhand.cohorts.lookup import Lookup
 from evenhand.cohorts.tables import Row, TableReader
 from evenhand.cohorts.textfile import is_encoding
@@ -28,6 +29,8 @@ class ImportSettings(Settings):
 
     size: int | None = Field(default=None, ge=8, le=4096)  # None: the shorter side of the first image, at most 512
     mode: Literal["L", "RGB"] | None = None  # None: as the source, or the first image, has it
+    fit: Literal["crop", "pad"] = "crop"  # how images become square: cut from the centre, or black added
+    window: tuple[float, float] | None = None  # grey values that become black and white; None: see cohorts/windows.py
     limit: int | None = Field(default=None, ge=1)  # take the first rows only
     skip_bad: int = Field(default=0, ge=0)  # how many bad rows or images are left out before the import fails
     unknown: Literal["keep", "drop"] = "keep"  # rows with an unknown attribute
@@ -62,6 +65,21 @@ class ImportSettings(Settings):
             raise ValueError("no text encoding of this name; name one such as utf-8, utf-16, cp1252, latin-1, shift-jis or gb18030")
         return name
 
+    @field_validator("window", mode="before")
+    @classmethod
+    def _read_window(cls, value: object) -> object:
+        """``LOW,HIGH`` of the command line as two numbers."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            low, high = map(float, parts)  # type: ignore[arg-type,call-overload]
+        except (TypeError, ValueError):
+            if value is None:
+                return None
+            raise ValueError("two numbers are wanted, LOW,HIGH, such as 0,4095") from None
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError("LOW must be below HIGH, such as 0,4095")
+        return low, high
+
 
 ONLY: dict[str, tuple[str, ...]] = {  # options that mean something to some sources alone
     **dict.fromkeys(("image_column", "subject_column", "split_column", "prompt_column", "synthetic"), ("table",)),
@@ -69,6 +87,7 @@ ONLY: dict[str, tuple[str, ...]] = {  # options that mean something to some sour
     **dict.fromkeys(("slices", "slices_per_subject", "sex_table", "name_mapping", "clinical"), ("brats18",)),
     "modality": ("brats18", "table"),
     "licence": ("roco", "table"),
+    "window": ("chexpert", "fairgenmed", "ham10000", "nih-cxr", "roco", "table"),  # brats18 has a window for each subject
 }
 
 
@@ -137,13 +156,13 @@ class Source(ABC):
             LeftOut: a row that the settings leave out.
         """
 
-    def open(self, record: Record) -> Image.Image:
-        """The pixels of one record; a source whose pixels are no image files overrides this.
+    def open(self, record: Record) -> Picture | Image.Image:
+        """The image of one record; a source whose pixels are no image files overrides this, and returns them as 8 bits.
 
         Raises:
-            BadImage: see ``open_verified``.
+            BadImage: see ``open_picture``.
         """
-        return open_verified(inside(self.images, record.image))
+        return open_picture(inside(self.images, record.image))
 
     def notes(self) -> list[str]:
         """What a reader of the cohort should know, once every row has been seen."""

@@ -152,7 +152,7 @@ class Brats18(Source):
         scan = self.scans[subject]
         assert isinstance(scan, Scan)
         low, high = scan.window
-        plane = self.volume[1][:, :, int(record.extras["slice"]) - 1].T.astype(np.float32)  # (posterior, left): rows from front to back
+        plane = self.volume[1][:, :, int(record.extras["slice"]) - 1].T.astype(np.float64)  # (posterior, left): rows from front to back
         grey = np.where(plane == 0, 0, np.clip((plane - low) / (high - low), 0, 1))  # what is not brain stays black
         return Image.fromarray(np.round(255 * grey).astype(np.uint8))
 

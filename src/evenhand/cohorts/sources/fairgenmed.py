@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from evenhand.cohorts.arrays import BadArray, PickledArray, array_image, array_shape, read_array, read_value
-from evenhand.cohorts.images import BadImage, inside
+from evenhand.cohorts.images import BadImage, Picture, inside
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row
@@ -140,7 +140,7 @@ class FairGenMed(Source):
             split=said or folder or beside,
         )
 
-    def open(self, record: Record) -> Image.Image:
+    def open(self, record: Record) -> Picture | Image.Image:
         """The pixels of the archive, or the image file.
 
         Raises:

@@ -7,17 +7,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-from PIL import Image
+from typing import Any
 
 from evenhand.cohorts.cohort import RESERVED, Cohort, CohortSchema
-from evenhand.cohorts.images import BadImage, default_size, image_mode, prepare
+from evenhand.cohorts.images import BadImage, Picture
 from evenhand.cohorts.prompts import check_state, write_prompt
 from evenhand.cohorts.sources import SOURCES, ImportSettings, Record, Source
 from evenhand.cohorts.sources.base import MAX_GROUPS, too_many_groups
+from evenhand.cohorts.sources.pixels import PixelRules, Prepared
 from evenhand.cohorts.splits import split_of
 from evenhand.cohorts.values import BadRow, LeftOut, is_missing
+from evenhand.cohorts.windows import Levels
 from evenhand.cohorts.writing import CohortWriter, cohort_writer
 from evenhand.core.artifacts import is_disk_full, provenance, require_free, write_text
 from evenhand.core.errors import UserError, did_you_mean
@@ -33,6 +33,7 @@ class _Import:
     settings: ImportSettings
     state: list[str] | None
     writer: CohortWriter
+    pixels: PixelRules
     faults: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)  # image id -> the row that had it first
     splits: dict[str, tuple[str, str]] = field(default_factory=dict)  # subject -> its split, and the row that said so
@@ -41,8 +42,6 @@ class _Import:
     dropped: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows
     licences: Counter[str] = field(default_factory=Counter)  # where images have their own
-    size: int | None = None
-    mode: Literal["L", "RGB"] | None = None
 
     @property
     def failed(self) -> bool:
@@ -83,14 +82,9 @@ class _Import:
         except UserError as fault:
             raise BadRow(str(fault)) from None
 
-    def _open(self, record: Record) -> Image.Image:
+    def _open(self, record: Record) -> Prepared:
         try:
-            image = self.source.open(record)
-            if self.size is None or self.mode is None:
-                self.size = self.settings.size or default_size(image)
-                self.mode = self.settings.mode or self.source.mode or image_mode(image)
-            drop_colour = (self.settings.mode or self.source.mode) is not None
-            return prepare(image, self.size, self.mode, drop_colour=drop_colour)
+            return self.pixels.prepare(self.source.open(record))
         except BadImage as fault:
             raise BadRow(f"{record.image}: {fault}") from None
 
@@ -101,7 +95,7 @@ class _Import:
             raise BadRow(f"subject {record.subject_id!r} is in split {split!r} here and in {known!r} in {where}; put it into one")
         return split
 
-    def _write(self, record: Record, split: str, prompt: str, image: Image.Image) -> None:
+    def _write(self, record: Record, split: str, prompt: str, image: Prepared) -> None:
         columns = {**record.attributes, **record.conditions}
         for name, value in columns.items():
             seen = self.values.setdefault(name, Counter())
@@ -115,7 +109,8 @@ class _Import:
             self.licences[record.licence] += 1
         if self.source.synthetic:  # how somebody else's generator ran is not known
             row |= {"seed": None, "guidance_scale": None, "steps": None, "model": self.writer.schema.name}
-        self.writer.add(image, row, name=self._file_name(record.image_id))
+        self.pixels.count(image)
+        self.writer.add(image.image, row, name=self._file_name(record.image_id))
 
     def _file_name(self, image_id: str) -> str:
         """The image id as a safe file name, unlike any other of this cohort even where case does not count."""
@@ -144,10 +139,10 @@ class _Import:
             update={
                 "attributes": filled(self.source.attributes),
                 "conditions": filled(self.source.conditions),
-                "image_size": self.size,
-                "image_mode": self.mode,
+                "image_size": self.pixels.size,
+                "image_mode": self.pixels.mode,
                 "licence": licence,
-                "made": {**self.writer.schema.made, **seen},
+                "made": {**self.writer.schema.made, **seen, **self.pixels.facts()},
             }
         )
 
@@ -195,7 +190,8 @@ def import_cohort(source: str, raw: Path, out: Path, settings: ImportSettings | 
     )
     try:
         with cohort_writer(out, start) as writer:
-            run = _Import(reader, settings, state, writer)
+            pixels = PixelRules(settings, reader.mode, lambda: _deep_levels(SOURCES[source](raw, settings), settings))
+            run = _Import(reader, settings, state, writer, pixels)
             _take_all(run)
             _require_good(run, out)
             writer.schema = run.schema()
@@ -217,6 +213,28 @@ def _take_all(run: _Import) -> None:
         for place, row in islice(run.source.rows(), limit):
             run.take(place, row)
             bar.advance()
+
+
+def _deep_levels(source: Source, settings: ImportSettings) -> Levels:
+    """The grey values of all images of more than 8 bits; of others the header alone is read. ``source`` has seen no row yet."""
+    levels = Levels()
+    seen: set[str] = set()
+    for _, row in islice(source.rows(), settings.limit):
+        try:
+            if isinstance(row, BadRow):
+                continue
+            record = source.record(row)
+            unwanted = settings.unknown == "drop" and any(value in NOT_GROUPS for value in record.attributes.values())
+            if unwanted or record.image_id in seen:
+                continue
+            seen.add(record.image_id)
+            picture = source.open(record)
+            if isinstance(picture, Picture) and picture.deep:
+                raster = picture.decode()
+                levels.add(raster.visible, raster.declared)
+        except (BadImage, BadRow, LeftOut):
+            continue  # the import itself says what is wrong with it
+    return levels
 
 
 def _require_good(run: _Import, out: Path) -> None:

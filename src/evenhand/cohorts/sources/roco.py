@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from PIL import Image
-
 from evenhand.cohorts.cohort import SPLITS
+from evenhand.cohorts.images import Picture
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.captions import mine
 from evenhand.cohorts.sources.roco_layouts import OTHER, RADIOLOGY, ArchiveLayout, Layout, ParquetLayout, TextLayout
@@ -81,7 +80,7 @@ class Roco(Source):
             extras={"age": found.age, **{name: row[name] for name in ("cuis", "semtypes", "keywords")}},
         )
 
-    def open(self, record: Record) -> Image.Image:
+    def open(self, record: Record) -> Picture:
         """The pixels, from a file, an archive or a table."""
         return self.layout.open(record.image)
 

@@ -15,10 +15,9 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from evenhand.cohorts.arrays import BOUNDED
-from evenhand.cohorts.images import BadImage, decode_verified, inside, open_verified
+from evenhand.cohorts.images import BadImage, Picture, inside, open_picture
 from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row, TableReader
 from evenhand.cohorts.values import BadRow, LeftOut
@@ -73,9 +72,9 @@ class Layout(ABC):
                 raise BadRow(f"{row['id']}: {fault}") from None
         raise LeftOut(MISSING)
 
-    def open(self, place: str) -> Image.Image:
+    def open(self, place: str) -> Picture:
         """The pixels of an image that ``find`` has found."""
-        return open_verified(inside(self.raw, place))
+        return open_picture(inside(self.raw, place))
 
 
 class TextLayout(Layout):
@@ -217,7 +216,7 @@ class ArchiveLayout(Layout):
                 continue
         raise LeftOut(MISSING)
 
-    def open(self, place: str) -> Image.Image:
+    def open(self, place: str) -> Picture:
         """One member of an archive, held in memory alone; or a file."""
         name, colon, member = place.partition(".zip:")
         if not colon:
@@ -229,7 +228,7 @@ class ArchiveLayout(Layout):
                 raise BadImage(f"unpacks to {info.file_size:,} bytes, more than {MAX_MEMBER_BYTES:,}; not read")
             if info.compress_type not in BOUNDED:
                 raise BadImage("compressed in a way that is not read; pack the archive again with deflate")
-            return decode_verified(archive.read(info))
+            return open_picture(archive.read(info))
         except _ZIP_ERRORS as error:
             raise BadImage(f"damaged in its archive ({_brief(error)}); download the archive again") from None
 
@@ -330,12 +329,12 @@ class ParquetLayout(Layout):
             raise LeftOut(MISSING)
         return place
 
-    def open(self, place: str) -> Image.Image:
+    def open(self, place: str) -> Picture:
         """The bytes of the row, or the file beside the tables that it names."""
         found = self._picture(place) or {}
         data, path = found.get("bytes"), found.get("path")
         if data:
-            return decode_verified(data)
+            return open_picture(data)
         return super().open(str(path))
 
     def _picture(self, place: str) -> dict | None:
