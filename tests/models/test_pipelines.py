@@ -13,7 +13,6 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 
-from evenhand.core.artifacts import sha256_folder
 from evenhand.core.errors import UserError
 from evenhand.models.pipelines import (
     encode_prompts,
@@ -67,12 +66,12 @@ def test_not_a_model(tmp_path: Path) -> None:
 def test_an_unknown_pipeline_class_is_named(copy: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLPipeline"}))
-    assert _message(copy) == (
-        f"{copy}: pipeline class 'StableDiffusionXLPipeline' is not supported; "
-        "did you mean 'StableDiffusionPipeline'? There is: StableDiffusionPipeline, ImagenPipeline"
-    )
+    families = "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x, tiny-latent) and ImagenPipeline (tiny-imagen)"
+    assert _message(copy) == f"{copy}: pipeline class 'StableDiffusionXLPipeline' is not supported; supported are {families}"
+    (copy / "model_index.json").write_text("{}")
+    assert _message(copy) == f"{copy}: pipeline class None is not supported; supported are {families}"
     (copy / "model_index.json").write_text("[]")
-    assert _message(copy) == f"{copy}: pipeline class '' is not supported; There is: StableDiffusionPipeline, ImagenPipeline"
+    assert _message(copy) == f"{copy / 'model_index.json'}: not a table of components; copy the file again"
 
 
 def _pickle_only(model: Path, canary: Path) -> None:
@@ -97,12 +96,18 @@ def _other_shapes(model: Path, canary: Path) -> None:
     file.write_text(file.read_text().replace('"cross_attention_dim": 64', '"cross_attention_dim": 32'))
 
 
-@pytest.mark.parametrize("break_it", [_pickle_only, _text_pickle_only, _truncated, _other_shapes])
-def test_broken_weights_are_one_line_and_no_pickle_is_opened(break_it: Callable, copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (_pickle_only, "unet: the weights are pickles (diffusion_pytorch_model.bin)"),
+        (_text_pickle_only, "text_encoder: the weights are pickles (pytorch_model.bin)"),
+        (_truncated, "unet/diffusion_pytorch_model.safetensors: not a whole safetensors file ("),
+        (_other_shapes, "unet: 14 weights have another shape than config.json says (down_blocks.1.attentions.0"),
+    ],
+)
+def test_broken_weights_are_one_line_and_no_pickle_is_opened(break_it: Callable, reason: str, copy: Path, tmp_path: Path) -> None:
     break_it(copy, tmp_path / "canary")
-    message = _message(copy)
-    assert message.startswith(f"{copy}: cannot load the model (")
-    assert message.endswith("); it must be a diffusers folder with safetensors weights")
+    assert _message(copy).startswith(f"{copy}/{reason}")
     assert not (tmp_path / "canary").exists()
 
 
@@ -133,7 +138,7 @@ def _write(path: str) -> None:
 def test_a_latent_without_a_side_is_refused(copy: Path) -> None:
     config = copy / "unet" / "config.json"
     config.write_text(config.read_text().replace('"sample_size": 16', '"sample_size": [16, 24]'))
-    assert _message(copy) == f"{copy}: unet/config.json: sample_size is [16, 24]; write the latent's side, one number"
+    assert _message(copy) == f"{copy}/unet/config.json: sample_size is [16, 24]; write the latent's side, one number"
 
 
 def test_a_hub_model_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +160,7 @@ def test_a_hub_model_is_fetched_once_and_hashed(copy: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(DiffusionPipeline, "download", download)
     assert image_geometry(load_pipeline("org/name")) == (32, "L")
-    assert model_hash("org/name") == sha256_folder(copy)
+    assert model_hash("org/name") == model_hash(copy)
     assert asked == [("org/name", {"use_safetensors": True})] * 2
 
 

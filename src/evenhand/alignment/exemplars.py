@@ -60,7 +60,7 @@ class Exemplars:
     @classmethod
     def real(
         cls, stage: Stage, cohort: Cohort, guides: Guides, classes: PromptClasses, target: np.ndarray, settings: AlignSettings,
-        model_sha256: str, accelerator: Accelerator,
+        accelerator: Accelerator,
     ) -> Exemplars:  # fmt: skip
         """The cohort's training split, in the target mix by its own columns, else as guides read it; or in its own mix.
 
@@ -70,7 +70,7 @@ class Exemplars:
         images = cohort.split("train")
         if not len(images):
             raise UserError(f"{cohort.root}: the training split is empty; give another cohort")
-        cache = latent_cache(stage, images, accelerator, model_sha256)
+        cache = latent_cache(stage, images, accelerator)
         shown = np.zeros((len(images), len(target)))
         if settings.real_mix == "target":
             groups = classes.within(images, guides.read(images), len(guides.joint))

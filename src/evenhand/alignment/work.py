@@ -83,7 +83,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         if settings.exemplars and accelerator.is_main_process:
             own = images.split("train").table["prompt"].astype(str).tolist()
             _warn_of(own, guides, "silent ones learn little of these images' mix; import them with --prompt-attributes that leave it out")
-        real = Exemplars.real(state.stage, images, guides, classes, target, settings, state.model_sha256, accelerator)
+        real = Exemplars.real(state.stage, images, guides, classes, target, settings, accelerator)
     if settings.anchor and real is None and (settings.form == "distill" or not settings.draws_own):
         other = "" if settings.form == "distill" else ", or give --own-images"
         raise UserError(f"--anchor: the target is a mix, not a cohort; name the real images with --anchor-cohort{other}")

@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -186,15 +187,57 @@ def is_file(path: Path) -> bool:
         return False
 
 
-_MODEL_FILES = ("*.safetensors", "*config.json", "model_index.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index*.json",
+    "*config.json",
+    "model_index.json",
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def sha256_files(files: Mapping[str, Path]) -> str:
+    """One hash of files under names of their own: of names and contents, whatever links lead to them."""
+    digest = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        digest.update(f"{name}\0{sha256_file(file)}\0".encode())
+    return digest.hexdigest()
 
 
 def sha256_folder(path: Path, patterns: Iterable[str] = _MODEL_FILES) -> str:
-    """One hash for a model folder: of names and contents of its weights and of every setting that changes what it computes."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in patterns for file in path.rglob(pattern)}):
-        digest.update(f"{file.relative_to(path)}\0{sha256_file(file)}\0".encode())
-    return digest.hexdigest()
+    """One hash for a folder, by default a model's: of names and contents of its weights and of every setting that changes what it computes.
+
+    Raises:
+        UserError: a link within leads back to a folder that holds it.
+    """
+    wanted = tuple(patterns)
+    return sha256_files(
+        {file.relative_to(path).as_posix(): file for file in files_below(path) if any(fnmatch(file.name, pattern) for pattern in wanted)}
+    )
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """Every file below a folder, in the order of names, links followed.
+
+    Raises:
+        UserError: a link leads back to a folder that holds it, so that there is no end.
+    """
+    held: dict[Path, frozenset[Path]] = {path: frozenset({path.resolve()})}  # each folder, and what it lies in
+    for folder, folders, names in os.walk(path, followlinks=True):
+        here = held.pop(Path(folder))
+        for name in list(folders):
+            below = Path(folder) / name
+            if (real := below.resolve()) in here:
+                raise UserError(f"{below}: a link that leads back to a folder around it ({real}); remove it")
+            held[below] = here | {real}
+        folders.sort()
+        yield from (Path(folder) / name for name in sorted(names) if is_file(Path(folder) / name))
 
 
 def write_manifest(folder: Path) -> None:

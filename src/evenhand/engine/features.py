@@ -14,6 +14,7 @@ from accelerate.utils import gather, reduce
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import cache_folder
+from evenhand.core.errors import UserError
 from evenhand.core.progress import track
 from evenhand.engine.batching import rank_batches
 from evenhand.engine.devices import processes
@@ -44,10 +45,18 @@ def _once(compute: Callable[[np.ndarray], np.ndarray], key: str, label: str, coh
         missing, first = np.unique(names[lacking], return_index=True)
         rows = lacking[first]
         fresh = _computed(compute, cohort, rows, label, batch_size, state)
+        _require_finite(fresh, label)
         if state.is_main_process:
             store.write(missing, fresh)
     known.update(zip(missing.tolist(), fresh, strict=True))
     return np.stack([known[name] for name in names]) if len(names) else np.zeros((0, 1))
+
+
+def _require_finite(values: np.ndarray, label: str) -> None:
+    """Raise where a network gave NaN or infinity; nothing may be compared with it, and no cache may keep it."""
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).any(1).sum())
+        raise UserError(f"{label}: not finite (NaN or infinity) for {bad} of {len(values)} images; the network overflows, use another one")
 
 
 def _lacking(here: list[bool], state: PartialState) -> np.ndarray:

@@ -25,8 +25,11 @@ from evenhand.engine.batching import rank_batches
 from evenhand.models.pipelines import encode_prompts, image_geometry
 from evenhand.models.stages import Stage
 from evenhand.models.tensors import to_tensor
+from evenhand.models.text import tokenized
+from evenhand.models.weights import fingerprint
 
 _BATCH = 32
+_TOKENIZED = 1024
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class LatentCache:
         return torch.from_numpy(np.asarray(self.text[self.prompt_codes[rows]]))
 
 
-def latent_cache(stage: Stage, cohort: Cohort, accelerator: Accelerator, model_sha256: str) -> LatentCache:
+def latent_cache(stage: Stage, cohort: Cohort, accelerator: Accelerator) -> LatentCache:
     """Read the cache of this cohort, model and stage, or compute it, ranks sharing the work.
 
     Raises:
@@ -65,8 +68,7 @@ def latent_cache(stage: Stage, cohort: Cohort, accelerator: Accelerator, model_s
             f"import again with --size {side}" + (" --mode " + mode if cohort.schema.image_mode != mode else "")
         )
     prompts, codes = np.unique(cohort.table["prompt"].astype(str), return_inverse=True)
-    key = _key(cohort, model_sha256, stage)
-    folder = cache_folder("latents") / key
+    folder = cache_folder("latents") / _key(cohort, [*prompts.tolist(), ""], stage)
     with _held_by_first_rank(folder, accelerator):  # another run may be filling it: wait, then read what it made
         if not _whole(folder, accelerator):
             _fill(folder, stage, cohort, [*prompts.tolist(), ""], accelerator)
@@ -74,10 +76,20 @@ def latent_cache(stage: Stage, cohort: Cohort, accelerator: Accelerator, model_s
     return LatentCache(mean, std, text, codes)
 
 
-def _key(cohort: Cohort, model_sha256: str, stage: Stage) -> str:
-    digest = hashlib.sha256(f"{model_sha256}\n{stage.unet_name}".encode())
-    for column in (cohort.table["image"].astype(str), cohort.image_hashes(), cohort.table["prompt"].astype(str)):
-        digest.update("\n".join(column).encode())
+def _key(cohort: Cohort, prompts: list[str], stage: Stage) -> str:
+    """All that the arrays depend on and no more: a fine-tuned model shares those of the model that it was made of.
+
+    Networks enter by what they compute, not by their files, and the tokenizer by its tokens.
+    """
+    pipeline = stage.pipeline
+    side, mode = image_geometry(pipeline)
+    digest = hashlib.sha256("\n".join([str(side), mode, stage.encoding, fingerprint(pipeline.text_encoder)]).encode())
+    for name in cohort.image_hashes():
+        digest.update(f"{name}\n".encode())
+    for start in range(0, len(prompts), _TOKENIZED):
+        batch = tokenized(pipeline.tokenizer, prompts[start : start + _TOKENIZED])
+        for values in (batch.input_ids, batch.attention_mask):
+            digest.update(f"{tuple(values.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -25,16 +25,18 @@ from transformers import (
 )
 
 from evenhand.cohorts.cohort import Cohort
-from evenhand.core.artifacts import new_folder, provenance, read_json, require_free, sha256_folder, write_json
+from evenhand.core.artifacts import new_folder, provenance, read_json, require_free, write_json
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import known
 from evenhand.core.progress import track
 from evenhand.core.randomness import generator, torch_generator
-from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
+from evenhand.models.encoders import encoder_hash
+from evenhand.models.libraries import quiet_libraries
 from evenhand.models.preprocessing import Preprocessing
 from evenhand.models.tensors import to_tensor
 from evenhand.models.tiny import seeded
+from evenhand.models.weights import load_weights
 
 CALIBRATION_FILE = "calibration.json"
 _SMALL = 64  # images below this side are enlarged to it: the stems of these networks halve the picture twice
@@ -81,18 +83,11 @@ class Classifier:
         if not (folder / CALIBRATION_FILE).is_file():
             raise UserError(f"{folder}: no {CALIBRATION_FILE}; make a classifier with 'evenhand classifier train'")
         facts = read_json(folder / CALIBRATION_FILE)
-        try:
-            with quiet_libraries():
-                model = AutoModelForImageClassification.from_pretrained(
-                    folder,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,  # unset, it would be asked for
-                )
-        except LOAD_ERRORS as error:
-            raise UserError(
-                f"{folder}: cannot load the classifier ({brief(error)}); it must be a transformers folder with safetensors"
-            ) from None
+        if not isinstance(facts, dict):
+            raise UserError(f"{folder / CALIBRATION_FILE}: not a table of facts; train the classifier again")
+        loaded = load_weights(AutoModelForImageClassification, folder, "the classifier", trust_remote_code=False)  # unset, it would be asked for
+        loaded.require_whole(folder)
+        model = loaded.model
         for key in ("target", "groups", "temperature"):
             if key not in facts:
                 raise UserError(f"{folder / CALIBRATION_FILE}: no {key!r}; train the classifier again")
@@ -110,7 +105,7 @@ class Classifier:
             temperature=float(facts["temperature"]),
             auc=facts.get("auc"),
             facts=facts,
-            sha256=sha256_folder(folder),
+            sha256=encoder_hash(folder),
             path=folder,
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 
+from evenhand.core.errors import UserError
 from evenhand.models.libraries import quiet_libraries
 
 
@@ -122,8 +123,29 @@ def _accepted_generators(scheduler: SchedulerMixin, generators: Sequence[torch.G
 
 
 def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, h, w) to pixels (B, channels, H, W) in [0, 1]."""
-    return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+    """Latents (B, C, h, w) to pixels (B, channels, H, W) in [0, 1].
+
+    Raises:
+        UserError: latents or pixels are not finite; clamped and rounded they would be a black image.
+    """
+    require_finite(latents, "latents")
+    pixels = vae.decode(latents / vae.config.scaling_factor).sample
+    require_finite(pixels, "pixels")
+    return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+def require_finite(drawn: torch.Tensor, what: str) -> None:
+    """Raise where something drawn (B, ...) holds NaN or infinity.
+
+    Raises:
+        UserError: with the number of images, and the remedy.
+    """
+    finite = torch.isfinite(drawn.detach()).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise UserError(
+            f"{what} of {int((~finite).sum())} of {len(drawn)} drawn images are not finite (NaN or infinity); "
+            "draw with --precision no if it was bf16 or fp16, or load an earlier checkpoint of the model"
+        )
 
 
 def encode(vae: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

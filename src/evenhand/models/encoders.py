@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+import transformers
+from transformers import AutoModel, CLIPVisionModelWithProjection
 
-from evenhand.core.artifacts import sha256_folder
+from evenhand.core.artifacts import is_file, read_json, sha256_files
 from evenhand.core.errors import UserError
-from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
-from evenhand.models.preprocessing import Preprocessing
+from evenhand.models.libraries import LOAD_ERRORS
+from evenhand.models.preprocessing import PREPROCESSOR_FILE, Preprocessing
 from evenhand.models.tensors import to_tensor
+from evenhand.models.weights import CONFIG_FILE, Loaded, component_files, load_weights
+
+_POOLER = "pooler."
 
 
 @dataclass(frozen=True)
@@ -34,21 +39,17 @@ class Encoder:
             UserError: not such a folder, weights that are not safetensors, or no ``preprocessor_config.json``.
         """
         folder = Path(path)
-        if not (folder / "config.json").is_file():
+        if not is_file(folder / CONFIG_FILE):
             raise UserError(f"{folder}: not an encoder (no config.json); give a transformers vision folder or an Evenhand classifier")
-        try:
-            with quiet_libraries():
-                # Said, not left to the default: unset, transformers asks on a terminal whether to run a folder's own code.
-                local = {"local_files_only": True, "trust_remote_code": False}
-                config = AutoConfig.from_pretrained(folder, **local)
-                family = CLIPVisionModelWithProjection if config.model_type == "clip" else AutoModel
-                model, loading = family.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **local)
-        except LOAD_ERRORS as error:
-            raise UserError(f"{folder}: cannot load the encoder ({brief(error)}); it must be a folder with safetensors") from None
-        missing = sorted(loading["missing_keys"])
-        if any(not name.startswith("pooler.") for name in missing):
-            raise UserError(f"{folder}: weights are missing ({missing[0]}); random ones would give meaningless features")
-        return cls(model.eval(), Preprocessing.load(folder), folder.name, sha256_folder(folder), has_pooler=not missing)
+        preprocessing = Preprocessing.load(folder)
+        config = read_json(folder / CONFIG_FILE)
+        is_clip = isinstance(config, dict) and config.get("model_type") == "clip"
+        # Said, not left to the default: unset, transformers asks on a terminal whether to run a folder's own code.
+        options = {} if is_clip else {"trust_remote_code": False}
+        loaded = load_weights(CLIPVisionModelWithProjection if is_clip else AutoModel, folder, "the encoder", **options)
+        has_pooler = not _lacks_pooler(loaded)
+        _without_head(loaded, drop_pooler=not has_pooler).require_whole(folder)
+        return cls(loaded.model.eval(), preprocessing, folder.name, encoder_hash(folder), has_pooler=has_pooler)
 
     @property
     def is_clip(self) -> bool:
@@ -75,3 +76,46 @@ class Encoder:
         """The same encoder on another device."""
         self.model.to(device)
         return self
+
+
+def encoder_files(folder: Path) -> list[Path]:
+    """Every file that is read of an encoder or classifier: settings, weights, and what it wants done to images.
+
+    Raises:
+        UserError: one is not there.
+    """
+    files = [*component_files(folder, AutoModel), folder / PREPROCESSOR_FILE]
+    for file in files:
+        if not is_file(file):
+            raise UserError(f"{file}: no such file; save the model's configuration and image processor beside its weights")
+    return files
+
+
+def encoder_hash(folder: Path) -> str:
+    """SHA-256 over names and contents of ``encoder_files``."""
+    return sha256_files({file.name: file for file in encoder_files(folder)})
+
+
+def _lacks_pooler(loaded: Loaded) -> bool:
+    """Whether the whole of the pooler is missing: networks saved without one, such as a classifier, hold none of its tensors."""
+    pooler = {name for name in loaded.model.state_dict() if name.startswith(_POOLER)}
+    return bool(pooler) and pooler <= loaded.missing
+
+
+def _without_head(loaded: Loaded, *, drop_pooler: bool) -> Loaded:
+    """The report without what an encoder does not have, but the network that was saved does: a head, or CLIP's text side."""
+    missing = {name for name in loaded.missing if not (drop_pooler and name.startswith(_POOLER))}
+    unexpected = loaded.unexpected - _saved_names(loaded.model.config) if loaded.unexpected else set()
+    return Loaded(loaded.model, missing, unexpected, loaded.misshapen)
+
+
+def _saved_names(config: Any) -> set[str]:
+    """Names of the tensors of the network whose class ``config.json`` gives."""
+    names: set[str] = set()
+    for architecture in getattr(config, "architectures", None) or []:
+        try:
+            with torch.device("meta"):
+                names |= getattr(transformers, architecture)(config).state_dict().keys()
+        except LOAD_ERRORS:
+            continue  # a class that transformers does not have: what it alone holds stays unexpected
+    return names

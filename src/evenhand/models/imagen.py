@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, Sch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from evenhand.cohorts.cohort import to_image
-from evenhand.models.denoise import Condition
+from evenhand.models.denoise import Condition, require_finite
 from evenhand.models.stages import Stage, draw, unit_noise
 from evenhand.models.tensors import to_array
 from evenhand.models.text import token_states
@@ -186,11 +186,16 @@ class _PixelStage(Stage):
     def channels(self) -> int:
         return int(self.unet.config.out_channels) // self.patch**2
 
+    @property
+    def encoding(self) -> str:
+        return f"pixels {self.side} {self.patch}"
+
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         small = F.avg_pool2d(pixels, pixels.shape[-1] // self.side)
         return F.pixel_unshuffle(small * 2 - 1, self.patch), pixels.new_zeros(len(pixels), 1, 1, 1)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        require_finite(latents, "pixels")
         return (F.pixel_shuffle(latents, self.patch) / 2 + 0.5).clamp(0, 1)
 
 

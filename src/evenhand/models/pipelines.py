@@ -5,21 +5,34 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from evenhand.core.artifacts import new_folder, read_json, sha256_folder
+from evenhand.core.artifacts import is_file, new_folder, read_json, sha256_files
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.progress import warn
+from evenhand.models.components import INDEX_FILE, component_classes, files_of, load_component, read_index
+from evenhand.models.encoders import encoder_files
 from evenhand.models.imagen import BaseStage, ImagenPipeline, SuperResolutionStage
 from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
+from evenhand.models.preprocessing import PREPROCESSOR_FILE
+from evenhand.models.shapes import check_cascade, check_latent_model
 from evenhand.models.stages import LatentStage, Stage
 from evenhand.models.text import token_states
+from evenhand.models.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -28,16 +41,33 @@ class Family:
 
     pipeline: type[DiffusionPipeline]
     stages: Mapping[str, type[Stage]]
+    components: Mapping[str, type]  # what is loaded
+    check: Callable[[Path, Mapping[str, Any]], None]  # of the components, loaded
+    told: str
+    left_out: tuple[str, ...] = ()  # components that may be there and do not enter what is drawn
     options: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained
 
+
+_TEXT: dict[str, type] = {"tokenizer": PreTrainedTokenizerBase, "text_encoder": PreTrainedModel}
+_STABLE_DIFFUSION: dict[str, type] = {**_TEXT, "vae": AutoencoderKL, "unet": UNet2DConditionModel, "scheduler": SchedulerMixin}
+_CASCADE: dict[str, type] = {
+    **_TEXT,
+    "unet": UNet2DConditionModel,
+    "scheduler": SchedulerMixin,
+    "super_resolution_unet": UNet2DConditionModel,
+    "super_resolution_scheduler": SchedulerMixin,
+}
 
 # Families that training, alignment and generation know. Others answer with this list.
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
-        StableDiffusionPipeline, {"base": LatentStage}, {"safety_checker": None, "requires_safety_checker": False}
+        StableDiffusionPipeline, {"base": LatentStage}, _STABLE_DIFFUSION, check_latent_model, "Stable Diffusion 1.x and 2.x, tiny-latent",
+        left_out=("safety_checker", "feature_extractor", "image_encoder"), options={"requires_safety_checker": False},
     ),
-    "ImagenPipeline": Family(ImagenPipeline, {"base": BaseStage, "super-resolution": SuperResolutionStage}),
-}
+    "ImagenPipeline": Family(
+        ImagenPipeline, {"base": BaseStage, "super-resolution": SuperResolutionStage}, _CASCADE, check_cascade, "tiny-imagen"
+    ),
+}  # fmt: skip
 
 CLIP_FOLDER = "clip"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -53,7 +83,7 @@ def model_folder(model: str | Path) -> Path:
     if not path.exists() and _HUB_ID.fullmatch(str(model)):
         return _fetched(str(model))
     for candidate in (path, path / "model"):
-        if (candidate / "model_index.json").is_file():
+        if is_file(candidate / INDEX_FILE):
             return candidate
     if (path / "checkpoints").is_dir():
         raise UserError(f"{path}: a run that has not finished (no model yet); go on with 'evenhand train --resume'")
@@ -61,38 +91,49 @@ def model_folder(model: str | Path) -> Path:
 
 
 def load_pipeline(model: str | Path) -> DiffusionPipeline:
-    """Load what ``model_folder`` finds, in float32.
+    """Load what ``model_folder`` finds, in float32 whatever was stored.
 
-    Weights are read from safetensors only. A safety checker is not loaded: it was trained on web photographs.
+    Weights are read from safetensors only, with "fp16" in their names where they have no plain ones, and all of them must be there. A
+    safety checker is not loaded: it was trained on web photographs.
 
     Raises:
-        UserError: not a model, an unknown family, or weights that are not safetensors.
+        UserError: not a model, an unknown family, a shape that is not supported, or weights that are missing, pickles or not finite.
     """
     folder = model_folder(model)
-    index = read_json(folder / "model_index.json")
-    family = str(index.get("_class_name", "")) if isinstance(index, dict) else ""
-    if family not in FAMILIES:
-        raise UserError(f"{folder}: pipeline class {family!r} is not supported; {did_you_mean(family, FAMILIES)}")
+    family, classes = _components(folder)
+    parts = {name: load_component(folder / name, kind) for name, kind in classes.items()}
+    family.check(folder, parts)
     try:
         with quiet_libraries():
-            kind = FAMILIES[family]
-            pipeline = kind.pipeline.from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **kind.options)
+            absent = dict.fromkeys(family.left_out)
+            pipeline = family.pipeline.from_pretrained(str(folder), local_files_only=True, **parts, **absent, **family.options)
     except LOAD_ERRORS as error:
         raise UserError(
             f"{folder}: cannot load the model ({brief(error)}); it must be a diffusers folder with safetensors weights"
         ) from None
-    for stage in stages_of(pipeline).values():
-        side = stage.unet.config.sample_size
-        if not isinstance(side, int):
-            raise UserError(f"{folder}: {stage.unet_name}/config.json: sample_size is {side!r}; write the latent's side, one number")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def _components(folder: Path) -> tuple[Family, dict[str, type]]:
+    """The family of a pipeline folder, and the classes of what is loaded of it."""
+    index = read_index(folder)
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in FAMILIES:
+        known = " and ".join(f"{known} ({family.told})" for known, family in FAMILIES.items())
+        raise UserError(f"{folder}: pipeline class {name!r} is not supported; supported are {known}")
+    family = FAMILIES[name]
+    return family, component_classes(folder, index, family.components, family.left_out)
+
+
 def _fetched(name: str) -> Path:
+    """Fetched without a variant; where a model has weights of the fp16 variant only, those as well."""
     try:
         with quiet_libraries():
-            return Path(DiffusionPipeline.download(name, use_safetensors=True))
+            folder = Path(DiffusionPipeline.download(name, use_safetensors=True))
+            if is_file(folder / INDEX_FILE) and not any(folder.glob("*/*.safetensors")):
+                folder = Path(DiffusionPipeline.download(name, use_safetensors=True, variant="fp16"))
+            return folder
     except LOAD_ERRORS as error:
         raise UserError(f"{name}: no such folder here, and not to be had from the hub ({brief(error)})") from None
 
@@ -120,14 +161,40 @@ def clip_of(model: str | Path) -> Path:
 
 
 def keep_clip(model: str | Path, folder: Path) -> None:
-    """Copy the CLIP model of ``model``, where it has one, beside what was made of it."""
-    if has_clip(model):
-        shutil.copytree(model_folder(model) / CLIP_FOLDER, folder / CLIP_FOLDER)
+    """Write the CLIP model of ``model``, where it has one, beside what was made of it, in float32 as that is."""
+    if not has_clip(model):
+        return
+    source, copy = clip_of(model), folder / CLIP_FOLDER
+    copy.mkdir()
+    loaded = load_weights(CLIPModel, source)
+    loaded.require_whole(source)
+    with quiet_libraries():
+        loaded.model.save_pretrained(copy, safe_serialization=True)
+    shutil.copyfile(source / PREPROCESSOR_FILE, copy / PREPROCESSOR_FILE)
+
+
+def model_files(model: str | Path) -> dict[str, Path]:
+    """Every file that is read of a model, by its name within: settings, weights, vocabularies, and CLIP where the model has one.
+
+    Raises:
+        UserError: a component has none.
+    """
+    folder = model_folder(model)
+    files = [folder / INDEX_FILE]
+    for name, kind in _components(folder)[1].items():
+        files += files_of(folder / name, kind)
+    if has_clip(folder):
+        files += encoder_files(folder / CLIP_FOLDER)
+    return {file.relative_to(folder).as_posix(): file for file in files}
 
 
 def model_hash(model: str | Path) -> str:
-    """SHA-256 over weights and settings of a local model."""
-    return sha256_folder(model_folder(model))
+    """SHA-256 over names and contents of all files that are read of a local model, wherever links among them lead.
+
+    Raises:
+        UserError: a component has no file.
+    """
+    return sha256_files(model_files(model))
 
 
 def model_provenance(model: str | Path) -> dict[str, Any]:

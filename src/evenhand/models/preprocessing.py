@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from evenhand.core.artifacts import read_json, write_json
+from evenhand.core.artifacts import is_file, read_json, write_json
 from evenhand.core.errors import UserError
 
+PREPROCESSOR_FILE = "preprocessor_config.json"
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
@@ -32,17 +34,21 @@ class Preprocessing:
         Raises:
             UserError: the file is absent or its size is of an unknown form.
         """
-        path = folder / "preprocessor_config.json"
-        if not path.is_file():
+        path = folder / PREPROCESSOR_FILE
+        if not is_file(path):
             raise UserError(f"{path}: missing; save the model's image processor beside it, features depend on it")
         settings = read_json(path)
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: not a table of settings; save the model's image processor again")
         resize = _size(settings.get("size"), path) if settings.get("do_resize", True) else None
         crop = _size(settings.get("crop_size"), path) if settings.get("do_center_crop") else None
         if "crop_pct" in settings and isinstance(resize, int):
             resize, crop = _convnext(resize, settings["crop_pct"], crop)
         normalize = settings.get("do_normalize", True)
-        mean = tuple(settings["image_mean"]) if normalize else (0.0,) * 3
-        std = tuple(settings["image_std"]) if normalize else (1.0,) * 3
+        mean = _colours(settings, "image_mean", path) if normalize else (0.0,) * 3
+        std = _colours(settings, "image_std", path) if normalize else (1.0,) * 3
+        if not all(std):
+            raise UserError(f"{path}: image_std holds 0, which nothing can be divided by; save the model's image processor again")
         crop = (crop, crop) if isinstance(crop, int) else crop
         resample = settings.get("resample", 2)
         if resample not in _RESAMPLE:
@@ -53,7 +59,7 @@ class Preprocessing:
         """Write the settings in the form that transformers' ViTImageProcessor reads."""
         height, width = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
         write_json(
-            folder / "preprocessor_config.json",
+            folder / PREPROCESSOR_FILE,
             {
                 "image_processor_type": "ViTImageProcessor",
                 "do_resize": self.resize is not None,
@@ -88,6 +94,13 @@ class Preprocessing:
         smooth = self.resample != "nearest"
         resized = F.interpolate(images, size, mode=self.resample, antialias=smooth, align_corners=False if smooth else None)
         return resized.clamp(0, 1)
+
+
+def _colours(settings: dict[str, Any], name: str, path: Path) -> tuple[float, ...]:
+    value = settings.get(name)
+    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(part, int | float) and math.isfinite(part) for part in value):
+        raise UserError(f"{path}: {name} is {value!r}; it must be three numbers, one for each colour")
+    return tuple(float(part) for part in value)
 
 
 def _convnext(edge: int, crop_pct: float, crop: Any) -> tuple[tuple[int, int] | int, Any]:

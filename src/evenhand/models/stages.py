@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from evenhand.models.denoise import Condition, decode, encode, sampler, trajectory
+from evenhand.models.weights import fingerprint
 
 
 class Stage(ABC):
@@ -52,6 +53,11 @@ class Stage(ABC):
     def channels(self) -> int:
         """Channels of its images: 1 gray, 3 colour."""
 
+    @property
+    @abstractmethod
+    def encoding(self) -> str:
+        """What the latents of an image depend on, beside the image: equal where ``encode`` gives the same."""
+
     @abstractmethod
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels (B, channels, H, W) in [0, 1], of the side that the pipeline draws, to mean and standard deviation of the latents.
@@ -82,6 +88,10 @@ class LatentStage(Stage):
     @property
     def channels(self) -> int:
         return 1 if self.pipeline.vae.config.out_channels == 1 else 3
+
+    @property
+    def encoding(self) -> str:
+        return fingerprint(self.pipeline.vae)
 
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return encode(self.pipeline.vae.to(pixels.device), pixels)

@@ -73,7 +73,7 @@ class TrainingData:
             raise UserError(f"--batch-size {settings.batch_size}: not a multiple of processes x accumulation ({share})")
         if accelerator.is_main_process:
             warn_of_overlong(state.pipeline, cohort.table["prompt"].tolist())
-        cache = latent_cache(state.stage, cohort, accelerator, state.model_sha256)
+        cache = latent_cache(state.stage, cohort, accelerator)
         codes = {
             name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)
             for name, groups in state.groups.items()

@@ -58,7 +58,7 @@ class Probe:
         if absent and accelerator.is_main_process:
             warn(f"fewer than two validation images of {', '.join(absent)}; settings are judged without")
         rows = np.concatenate([_tiled(np.flatnonzero(groups == name), size, settings.seed, name) for name in names])
-        cache = latent_cache(state.stage, cohort, accelerator, state.model_sha256)
+        cache = latent_cache(state.stage, cohort, accelerator)
         timesteps = (np.arange(size) + 0.5) * state.schedule.config.num_train_timesteps / size
         noise = torch.stack([torch.randn(cache.mean.shape[1:], generator=torch_generator(settings.seed, "probe", i)) for i in range(size)])
 
