@@ -85,7 +85,8 @@ class Classifier:
         facts = read_json(folder / CALIBRATION_FILE)
         if not isinstance(facts, dict):
             raise UserError(f"{folder / CALIBRATION_FILE}: not a table of facts; train the classifier again")
-        loaded = load_weights(AutoModelForImageClassification, folder, "the classifier", trust_remote_code=False)  # unset, it would be asked for
+        # Said, not left to the default: unset, transformers asks on a terminal whether to run a folder's own code.
+        loaded = load_weights(AutoModelForImageClassification, folder, "the classifier", trust_remote_code=False)
         loaded.require_whole(folder)
         model = loaded.model
         for key in ("target", "groups", "temperature"):
