@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModel, CLIPVisionModelWithProjection
+from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
 from evenhand.core.artifacts import is_file, read_json, sha256_files
 from evenhand.core.errors import UserError
-from evenhand.models.libraries import LOAD_ERRORS
+from evenhand.models.libraries import LOAD_ERRORS, quiet_libraries
 from evenhand.models.preprocessing import PREPROCESSOR_FILE, Preprocessing
 from evenhand.models.tensors import to_tensor
 from evenhand.models.weights import CONFIG_FILE, Loaded, component_files, load_weights
@@ -48,7 +47,7 @@ class Encoder:
         options = {} if is_clip else {"trust_remote_code": False}
         loaded = load_weights(CLIPVisionModelWithProjection if is_clip else AutoModel, folder, "the encoder", **options)
         has_pooler = not _lacks_pooler(loaded)
-        _without_head(loaded, drop_pooler=not has_pooler).require_whole(folder)
+        _without_head(loaded, folder, drop_pooler=not has_pooler).require_whole(folder)
         return cls(loaded.model.eval(), preprocessing, folder.name, encoder_hash(folder), has_pooler=has_pooler)
 
     @property
@@ -102,20 +101,21 @@ def _lacks_pooler(loaded: Loaded) -> bool:
     return bool(pooler) and pooler <= loaded.missing
 
 
-def _without_head(loaded: Loaded, *, drop_pooler: bool) -> Loaded:
+def _without_head(loaded: Loaded, folder: Path, *, drop_pooler: bool) -> Loaded:
     """The report without what an encoder does not have, but the network that was saved does: a head, or CLIP's text side."""
     missing = {name for name in loaded.missing if not (drop_pooler and name.startswith(_POOLER))}
-    unexpected = loaded.unexpected - _saved_names(loaded.model.config) if loaded.unexpected else set()
+    unexpected = loaded.unexpected - _saved_names(folder) if loaded.unexpected else set()
     return Loaded(loaded.model, missing, unexpected, loaded.misshapen)
 
 
-def _saved_names(config: Any) -> set[str]:
+def _saved_names(folder: Path) -> set[str]:
     """Names of the tensors of the network whose class ``config.json`` gives."""
     names: set[str] = set()
-    for architecture in getattr(config, "architectures", None) or []:
-        try:
-            with torch.device("meta"):
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            for architecture in config.architectures or []:
                 names |= getattr(transformers, architecture)(config).state_dict().keys()
-        except LOAD_ERRORS:
-            continue  # a class that transformers does not have: what it alone holds stays unexpected
+    except LOAD_ERRORS:
+        pass  # a class that transformers does not have: what it alone holds stays unexpected
     return names
