@@ -15,10 +15,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: $(VENV)/.stamp-runtime
 	$(BIN)/evenhand quickstart
 
-# One thread a worker: OpenMP threads of several workers on the same cores wait for each other and are slower than one.
+# One thread per worker unless the user says otherwise: OpenMP threads of several workers on the same cores wait for each other.
 # A file's tests stay in one worker, so what they share is made once.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-fail-under=85
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-fail-under=85
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff check src tests benchmarks

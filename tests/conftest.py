@@ -1,8 +1,8 @@
-"""Shared by all tests: one thread, a cache of their own, and one tiny model of real classes."""
+"""Shared by all tests: as many threads in every process, a cache of their own, and one tiny model of real classes."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums are the same in every process
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums are the same in every process
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ.pop("EVENHAND_DEBUG", None)
 

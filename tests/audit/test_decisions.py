@@ -210,10 +210,10 @@ def test_row_order_changes_nothing() -> None:
     before, after, subjects = two_models(90, 8, 0.4, copies=3)
     order = np.random.default_rng(5).permutation(90)
     tables = [pd.DataFrame({**records, "image": [f"{i}.png" for i in range(90)]}) for records in (before, after)]
-    moved = [table.iloc[order].reset_index(drop=True) for table in tables]
+    moved, ids = [table.iloc[order].reset_index(drop=True) for table in tables], tables[0]["image"].to_numpy()
     for statistic in ("auc", lambda table: table["score"].mean()):
-        first = paired_bootstrap(statistic, *tables, subjects=subjects, n_boot=100)
-        again = paired_bootstrap(statistic, *moved, subjects=subjects[order], n_boot=100)
+        first = paired_bootstrap(statistic, *tables, subjects=subjects, ids=ids, n_boot=100)
+        again = paired_bootstrap(statistic, *moved, subjects=subjects[order], ids=ids[order], n_boot=100)
         for name in ("value", "low", "high"):
             assert getattr(first.estimate, name) == pytest.approx(getattr(again.estimate, name), abs=1e-10)
         assert first.p_value == pytest.approx(again.p_value, abs=1e-10)

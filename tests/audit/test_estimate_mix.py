@@ -167,10 +167,12 @@ def test_intervals_widen_with_clusters_and_ignore_the_order_of_rows() -> None:
     probs = np.repeat(_sigmoid(two_groups(rng, 30, 0.3)[1]), 10)
     subjects = np.repeat(np.arange(30), 10)
     alone = estimate_mix(probs, _sigmoid(logits), labels, n_boot=200)
-    clustered = estimate_mix(probs, _sigmoid(logits), labels, n_boot=200, subjects=subjects)
+    ids = np.arange(300), np.arange(600)
+    clustered = estimate_mix(probs, _sigmoid(logits), labels, n_boot=200, subjects=subjects, ids=ids)
     assert clustered.high[1] - clustered.low[1] > 1.5 * (alone.high[1] - alone.low[1])
     order, there = rng.permutation(300), rng.permutation(600)
-    again = estimate_mix(probs[order], _sigmoid(logits)[there], labels[there], n_boot=200, subjects=subjects[order])
+    moved = ids[0][order], ids[1][there]
+    again = estimate_mix(probs[order], _sigmoid(logits)[there], labels[there], n_boot=200, subjects=subjects[order], ids=moved)
     for name in ("values", "low", "high"):
         assert getattr(again, name) == pytest.approx(getattr(clustered, name), abs=1e-10)
 

@@ -173,13 +173,13 @@ def test_size_matched_ignores_row_order_and_repeats_with_its_seed() -> None:
     rng = np.random.default_rng(2)
     real, synthetic = rng.normal(size=(70, 4)), rng.normal(size=(90, 4))
     rg, sg = np.where(np.arange(70) < 25, "x", "y"), np.where(np.arange(90) < 30, "x", "y")
-    subjects = np.arange(70) // 2
-    first = size_matched(real, synthetic, rg, sg, "frechet", repeats=3, subjects=subjects)
+    subjects, ids = np.arange(70) // 2, (np.arange(70), np.arange(90))
+    first = size_matched(real, synthetic, rg, sg, "frechet", repeats=3, subjects=subjects, ids=ids)
     a, b = rng.permutation(70), rng.permutation(90)
-    second = size_matched(real[a], synthetic[b], rg[a], sg[b], "frechet", repeats=3, subjects=subjects[a])
+    second = size_matched(real[a], synthetic[b], rg[a], sg[b], "frechet", repeats=3, subjects=subjects[a], ids=(a, b))
     columns = ["value", "low", "high"]
     np.testing.assert_allclose(first.by_group[columns], second.by_group[columns], atol=1e-10)
-    other = size_matched(real, synthetic, rg, sg, "frechet", repeats=3, seed=1, subjects=subjects)
+    other = size_matched(real, synthetic, rg, sg, "frechet", repeats=3, seed=1, subjects=subjects, ids=ids)
     assert not np.allclose(first.by_group["value"], other.by_group["value"])
 
 

@@ -235,7 +235,7 @@ def test_row_order_and_names_of_subjects_change_nothing_and_a_seed_repeats() -> 
     real, synthetic, groups, (ids, others) = world((60, 40, 30), 6, images=2)(np.random.default_rng(5))
     synthetic[groups == "b"] += 0.2
     call = lambda a, b, seed=0: answers(  # noqa: E731
-        quality_gap(real[a], synthetic[b], groups[a], groups[b], subjects=(-ids[a], others[b]), seed=seed, n_boot=199)
+        quality_gap(real[a], synthetic[b], groups[a], groups[b], subjects=(-ids[a], others[b]), ids=(a, b), seed=seed, n_boot=199)
     )
     rng = np.random.default_rng(0)
     first = call(np.arange(130), np.arange(130))
@@ -248,7 +248,7 @@ def test_of_a_large_group_some_subjects_are_drawn_whatever_the_order_of_rows() -
     real, synthetic, groups, (ids, others) = world((250, 80, 40), 6, images=2)(np.random.default_rng(5))
     synthetic[groups == "b"] += 1.0
     call = lambda a, b, **more: quality_gap(  # noqa: E731
-        real[a], synthetic[b], groups[a], groups[b], subjects=(ids[a], others[b]), n_boot=99, **more
+        real[a], synthetic[b], groups[a], groups[b], subjects=(ids[a], others[b]), ids=(a, b), n_boot=99, **more
     )
     rng, rows = np.random.default_rng(0), np.arange(370)
     few, again, all_of_them = call(rows, rows, at_most=60), call(rng.permutation(370), rng.permutation(370), at_most=60), call(rows, rows)

@@ -147,7 +147,7 @@ def test_row_order_changes_nothing(dermoscopy: tuple[list[np.ndarray], CopyScore
     made = np.concatenate([innocent, edited(train[:96], list(EDITS))])
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(part)) for part in (train, heldout, made)]
-    shuffled = score_copies(*(part[order] for part, order in zip((train, heldout, made), orders, strict=True)))
+    shuffled = score_copies(*(part[order] for part, order in zip((train, heldout, made), orders, strict=True)), ids=orders)
     np.testing.assert_allclose(shuffled.score, scores.score[orders[2]], rtol=0, atol=1e-10)
     np.testing.assert_allclose(shuffled.heldout_score, scores.heldout_score[orders[1]], rtol=0, atol=1e-10)
     assert (orders[0][shuffled.train_index] == scores.train_index[orders[2]]).all()

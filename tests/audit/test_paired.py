@@ -153,8 +153,8 @@ def test_groups_that_are_alike_may_have_no_gap() -> None:
 def test_row_order_and_the_names_of_subjects_change_nothing() -> None:
     labels, good, poor, groups = world(90)
     subjects, order = np.arange(90) // 3, np.random.default_rng(2).permutation(90)
-    first = paired_rates(labels, good, poor, groups, subjects=subjects, n_boot=60)
-    again = paired_rates(*(part[order] for part in (labels, good, poor, groups)), subjects=subjects[order] + 500, n_boot=60)
+    first = paired_rates(labels, good, poor, groups, subjects=subjects, ids=np.arange(90), n_boot=60)
+    again = paired_rates(*(part[order] for part in (labels, good, poor, groups)), subjects=500 - subjects[order], ids=order, n_boot=60)
     for measure in ("parity", "odds"):
         for side in ("real_trained", "synthetic_trained", "difference"):
             a, b = (getattr(getattr(found, measure), side) for found in (first, again))

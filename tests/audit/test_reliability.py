@@ -144,8 +144,8 @@ def test_row_order_changes_nothing() -> None:
     probs[:, 2] = 1 - probs[:, 0] - probs[:, 1]
     groups, subjects, order = rng.choice(["a", "b"], 120), np.arange(120) // 2, rng.permutation(120)
     for measure in (brier_score, expected_calibration_error):
-        first = measure(probs, labels, groups, subjects=subjects, n_boot=100)
-        again = measure(probs[order], labels[order], groups[order], subjects=subjects[order], n_boot=100)
+        first = measure(probs, labels, groups, subjects=subjects, ids=np.arange(120), n_boot=100)
+        again = measure(probs[order], labels[order], groups[order], subjects=subjects[order], ids=order, n_boot=100)
         np.testing.assert_allclose(first.by_group.drop(columns="reason"), again.by_group.drop(columns="reason"), atol=1e-10)
         assert first.overall.high == pytest.approx(again.overall.high, abs=1e-10)
 

@@ -74,9 +74,9 @@ def test_auc_ignores_row_order() -> None:
     scores, labels, groups = world()
     subjects = np.arange(len(scores)) // 3
     order = np.random.default_rng(5).permutation(len(scores))
-    for ids in (None, subjects):
-        first = group_auc(scores, labels, groups, n_boot=100, subjects=ids)
-        again = group_auc(scores[order], labels[order], groups[order], n_boot=100, subjects=None if ids is None else ids[order])
+    for units in (np.arange(len(scores)), subjects):
+        first = group_auc(scores, labels, groups, n_boot=100, subjects=units, ids=np.arange(len(scores)))
+        again = group_auc(scores[order], labels[order], groups[order], n_boot=100, subjects=units[order], ids=order)
         columns = ["value", "low", "high"]
         np.testing.assert_allclose(first.by_group[columns], again.by_group[columns], atol=1e-10)
         assert first.overall.low == pytest.approx(again.overall.low, abs=1e-10)

@@ -11,6 +11,7 @@ from evenhand.audit.frame import Estimate
 from evenhand.audit.readings import Reading, alike_column, cross, read_column
 from evenhand.audit.tables import (
     Resampling,
+    Scored,
     Sides,
     Whole,
     condition_labels,
@@ -127,7 +128,8 @@ def test_semantics_takes_labels_from_the_table() -> None:
     assert labels[:6].tolist() == [1, 0, -1, 1, 0, 0]
     scores = np.where(labels == 1, 0.9, 0.2)
     groups = reading(["male"] * 24, ["male"] * 12 + ["female"] * 12, ["male", "female"])
-    table = semantic_table(groups, "eye", "glaucoma", (scores, labels, np.arange(24)), (scores, labels, np.arange(24)), HOW)
+    scored = Scored(scores, labels, np.arange(24))
+    table = semantic_table(groups, "eye", "glaucoma", scored, scored, HOW)
     assert table.overall.value == 1 and table.overall.n == 20
     female = table.rows[1]
     assert female.value == 1 and female.reference is not None and female.reference.reason == "no labelled images"

@@ -94,8 +94,8 @@ def test_row_order_changes_nothing() -> None:
     parts = world(150)
     subjects = np.arange(150) // 3
     order = np.random.default_rng(5).permutation(150)
-    first = utility_difference(*parts, subjects=subjects, n_boot=100)
-    again = utility_difference(*(part[order] for part in parts), subjects=subjects[order], n_boot=100)
+    first = utility_difference(*parts, subjects=subjects, ids=np.arange(150), n_boot=100)
+    again = utility_difference(*(part[order] for part in parts), subjects=subjects[order], ids=order, n_boot=100)
     np.testing.assert_allclose(first.by_group.drop(columns="reason"), again.by_group.drop(columns="reason"), atol=1e-10)
     assert first.overall.low == pytest.approx(again.overall.low, abs=1e-10)
 

@@ -15,14 +15,15 @@ from evenhand.audit.copying import TRAIN_AT_MOST, Features, memorization_chapter
 from evenhand.audit.downstream import downstream_tables, train_pair
 from evenhand.audit.fairness import Answers, fairness_table
 from evenhand.audit.identifiability import MIN_AUC, one_against_rest_auc
-from evenhand.audit.intervals import HEAVY, FeatureError, few_a_subject, subject_codes
+from evenhand.audit.intervals import HEAVY, FeatureError, few_a_subject, image_ranks, subject_codes
 from evenhand.audit.judges import Judges, Recipe
 from evenhand.audit.presence import JudgedColumn, PresenceData, presence_table, target_shares
-from evenhand.audit.readings import Reading, alike_column, everyone, hand_labels, judged, read_column, stated, with_intersections
+from evenhand.audit.readings import Reading, alike_column, everyone, hand_labels, image_ids, judged, read_column, stated, with_intersections
 from evenhand.audit.result import EncoderFacts, FairnessTable, Memorization, PresenceTable, QualityTable, SemanticTable, UtilityTable
 from evenhand.audit.settings import AuditSettings
 from evenhand.audit.tables import (
     Resampling,
+    Scored,
     Sides,
     Whole,
     clip_distance_table,
@@ -73,22 +74,29 @@ class Compared:
     def sides(self, real: np.ndarray, synthetic: np.ndarray) -> Sides:
         """Features, or scores, of the images that ``light`` keeps, with their subjects."""
         kept = self.light
-        return Sides(real[kept[0]], synthetic[kept[1]], self.subjects("real")[kept[0]], self.subjects("synthetic")[kept[1]])
+        subjects = [self.subjects(side)[rows] for side, rows in zip(("real", "synthetic"), kept, strict=True)]
+        ids = [self.ids[side][rows] for side, rows in zip(("real", "synthetic"), kept, strict=True)]
+        return Sides(real[kept[0]], synthetic[kept[1]], subjects[0], subjects[1], ids[0], ids[1])
 
     @cached_property
     def light(self) -> tuple[np.ndarray, np.ndarray]:
         """Which images of either side enter distances: of a subject at most thrice as many as of the median one."""
-        return _few_a_subject(self.real), _few_a_subject(self.synthetic)
+        return self._few_a_subject("real"), self._few_a_subject("synthetic")
+
+    def _few_a_subject(self, side: str) -> np.ndarray:
+        """Which images of a subject stay is told by their hashes."""
+        subjects = self.subjects(side)
+        return few_a_subject(subject_codes(subjects, len(subjects)), self.ids[side])
+
+    @cached_property
+    def ids(self) -> dict[str, np.ndarray]:
+        """What draws know the images of either side by."""
+        return {"real": image_ids(self.real), "synthetic": image_ids(self.synthetic)}
 
     def subjects(self, side: str) -> np.ndarray:
         """Subject ids; a generated image without one is a subject of its own."""
         cohort = self.real if side == "real" else self.synthetic
         return cohort.table["subject_id"].astype(object).to_numpy()
-
-
-def _few_a_subject(cohort: Cohort) -> np.ndarray:
-    """Which images of a subject stay is told by their content."""
-    return few_a_subject(subject_codes(cohort.table["subject_id"].astype(object).to_numpy(), len(cohort)), cohort.image_hashes())
 
 
 def left_out(compared: Compared) -> list[str]:
@@ -238,9 +246,12 @@ def semantics_chapter(compared: Compared, readings: dict[str, Reading], settings
             continue
         for value in values_with_auc(judge.groups):
             sides = [
-                (compared.scores[side][condition][:, judge.groups.index(value)], condition_labels(labels, value), compared.subjects(side))
+                Scored(
+                    compared.scores[side][condition][:, judge.groups.index(value)], condition_labels(labels, value),
+                    compared.subjects(side), compared.ids[side],
+                )
                 for side, labels in (("real", true), ("synthetic", asked))
-            ]
+            ]  # fmt: skip
             for reading in _crossed(readings, settings):
                 tables.append(semantic_table(reading, condition, value, sides[0], sides[1], resampling(settings)))
     return tables
@@ -255,7 +266,7 @@ def fairness_chapter(compared: Compared, readings: dict[str, Reading], settings:
         if judge is None or any(side.isna().all() for side in sides):
             continue
         real, synthetic = (
-            Answers(compared.scores[name][condition], labels, compared.subjects(name))
+            Answers(compared.scores[name][condition], labels, compared.subjects(name), compared.ids[name])
             for name, labels in zip(("real", "synthetic"), sides, strict=True)
         )
         tables += [fairness_table(reading, condition, judge.groups, real, synthetic, resampling(settings)) for reading in readings.values()]
@@ -292,7 +303,7 @@ def copies_chapter(
     limits = []
     if len(train) > TRAIN_AT_MOST:
         limits = [f"copies: {TRAIN_AT_MOST} of {len(train)} training images, drawn at random, were searched; copies of others are missed"]
-        drawn = generator(settings.seed, "copies").permutation(len(train)) < TRAIN_AT_MOST
+        drawn = generator(settings.seed, "copies").permutation(len(train))[image_ranks(image_ids(train), len(train))] < TRAIN_AT_MOST
         train = train.subset(drawn)
     encoder = Encoder.load((settings.encoder or _default_encoders(compared))[0])
     cohorts = (train, compared.real, compared.synthetic)

@@ -63,7 +63,7 @@ def compare(before: AuditResult, after: AuditResult, images: tuple[pd.DataFrame,
             truth = (labels[0][same] == value).to_numpy().astype(int)
             records = [{"score": side.loc[common[same], score].to_numpy(), "label": truth} for side in sides]
             subjects = sides[0].loc[common[same], "subject_id"].to_numpy()
-            difference = paired_bootstrap("auc", records[0], records[1], subjects=subjects, seed=seed)
+            difference = paired_bootstrap("auc", records[0], records[1], subjects=subjects, ids=common[same], seed=seed)
             changes.append(Change(f"AUC of {condition} = {value}", int(same.sum()), difference))
     return Comparison(changes, levelling, "; ".join(dict.fromkeys(unpaired)))
 

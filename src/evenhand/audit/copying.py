@@ -12,7 +12,7 @@ from evenhand.audit.frame import SubgroupFrame
 from evenhand.audit.intervals import FeatureError
 from evenhand.audit.matching import LARGEST_SIDE, as_pictures
 from evenhand.audit.memorization import CopyScores, authenticity, authenticity_by_group, copy_rate_by_group, nearest_ratio, score_copies
-from evenhand.audit.readings import Reading
+from evenhand.audit.readings import Reading, image_ids
 from evenhand.audit.result import Cell, CopyPair, CopyTable, Memorization, number
 from evenhand.audit.tables import Resampling, group_rows
 from evenhand.cohorts.cohort import Cohort
@@ -43,9 +43,10 @@ def memorization_chapter(
         scores = score_copies(
             *(_brightness(cohort) for cohort in (train, heldout, synthetic)),
             heldout_subjects=heldout.table["subject_id"].astype(object).to_numpy(),
+            ids=[image_ids(cohort) for cohort in (train, heldout, synthetic)],
         )
-        subjects = synthetic.table["subject_id"].astype(object).to_numpy()
-        beside = [table for reading in readings if len(reading.by) == 1 for table in _beside(reading, features, subjects, how)]
+        subjects, ids = synthetic.table["subject_id"].astype(object).to_numpy(), image_ids(synthetic)
+        beside = [table for reading in readings if len(reading.by) == 1 for table in _beside(reading, features, subjects, ids, how)]
         authentic = authenticity(features.train, features.synthetic, subjects=subjects)
     except FeatureError as error:
         return str(error)
@@ -76,10 +77,10 @@ def _copies(reading: Reading, scores: CopyScores, subjects: np.ndarray, how: Res
     return _table(reading, frame, "copy rate", scores.reason)
 
 
-def _beside(reading: Reading, features: Features, subjects: np.ndarray, how: Resampling) -> list[CopyTable]:
+def _beside(reading: Reading, features: Features, subjects: np.ndarray, ids: np.ndarray, how: Resampling) -> list[CopyTable]:
     ratio = nearest_ratio(
-        features.train, features.heldout, features.synthetic, reading.synthetic, subjects=subjects, n_boot=how.n_boot, seed=how.seed,
-        min_n=how.min_n,
+        features.train, features.heldout, features.synthetic, reading.synthetic, subjects=subjects, ids=ids, n_boot=how.n_boot,
+        seed=how.seed, min_n=how.min_n,
     )  # fmt: skip
     share = authenticity_by_group(features.train, features.synthetic, reading.synthetic, subjects=subjects, min_n=how.min_n)
     return [_table(reading, ratio, "nearest ratio"), _table(reading, share, "authenticity")]

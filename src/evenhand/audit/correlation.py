@@ -20,7 +20,7 @@ from evenhand.audit.downstream import scores_for, train_pair
 from evenhand.audit.equity import WARNINGS
 from evenhand.audit.judges import Recipe, cohort_facts, kept_beside
 from evenhand.audit.paired import paired_auc, paired_rates
-from evenhand.audit.readings import Reading, judged, read_column, stated
+from evenhand.audit.readings import Reading, image_ids, judged, read_column, stated
 from evenhand.audit.tables import condition_labels, values_with_auc
 from evenhand.cohorts.cohort import Cohort, write_table
 from evenhand.core.artifacts import provenance
@@ -175,7 +175,9 @@ def _recipe(settings: SemanticSettings, arch: str) -> Recipe:
 def _tables(trial: Trial, synthetic: Cohort, attributes: Sequence[str], settings: SemanticSettings) -> list[CorrelationTable]:
     """One table a value and attribute; parity and odds, which are of all values at once, are measured once an attribute."""
     truth, subjects = stated(trial.test, trial.label), trial.test.table["subject_id"].astype(object).to_numpy()
-    how: dict[str, Any] = {"subjects": subjects, "n_boot": settings.n_boot, "seed": settings.seed, "min_n": settings.min_n}
+    how: dict[str, Any] = {
+        "subjects": subjects, "ids": image_ids(trial.test), "n_boot": settings.n_boot, "seed": settings.seed, "min_n": settings.min_n
+    }  # fmt: skip
     predicted = [judged(scores, classifier.groups) for scores, classifier in zip(trial.scores, trial.pair, strict=True)]
     tables = []
     for attribute in (name for name in attributes if name != trial.label):

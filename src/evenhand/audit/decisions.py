@@ -15,7 +15,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
 from evenhand.audit.frame import Estimate, SubgroupFrame, as_labels
-from evenhand.audit.intervals import FeatureError, bootstrap_weights, canonical_order, subject_codes
+from evenhand.audit.intervals import FeatureError, bootstrap_weights, drawing_order, image_ranks, subject_codes
 from evenhand.audit.semantics import weighted_auc
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import Schema
@@ -94,6 +94,7 @@ def paired_bootstrap(
     data_after: Any,
     *,
     subjects: Any = None,
+    ids: Any = None,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> PairedDifference:
@@ -111,6 +112,7 @@ def paired_bootstrap(
             alike at first the test is cautious, and the interval of a gap that opens then covers some 90 %, not 95.
         data_before, data_after: one record an image, row i of both the same image: a DataFrame or a mapping of columns.
         subjects: one id an image; None = every image its own subject.
+        ids: what identifies each image, such as the hash of its file; draws are keyed on it. None = its row.
 
     Returns:
         The difference, its interval and p-value. The value is NaN where the statistic is undefined on a side; interval and p-value
@@ -125,8 +127,7 @@ def paired_bootstrap(
     """
     before, after = _table(data_before), _table(data_after)
     _check_pairs(before, after)
-    codes = subject_codes(subjects, len(before))
-    order, codes = canonical_order(np.column_stack([_content(before), _content(after)]), codes)
+    order, codes = drawing_order(image_ranks(ids, len(before)), subject_codes(subjects, len(before)))
     weigh_before, _ = _weigher(statistic, before.iloc[order].reset_index(drop=True), codes)
     weigh_after, units = _weigher(statistic, after.iloc[order].reset_index(drop=True), codes)
     first, second = (float(weigh(np.ones((1, len(codes))))[0]) for weigh in (weigh_before, weigh_after))
@@ -195,17 +196,6 @@ def _check_pairs(before: pd.DataFrame, after: pd.DataFrame) -> None:
         texts = [np.array([*map(str, names), ""])[codes] for codes, names in sides]
         if (apart := np.flatnonzero(texts[0] != texts[1])).size:
             raise FeatureError(f"before and after: {column} differs in row {apart[0]}; give the same samples in the same order")
-
-
-def _content(table: pd.DataFrame) -> np.ndarray:
-    """Numbers (n, c) that stand for the records' content: columns that are no numbers as places in sorted order."""
-    columns = [
-        column.to_numpy(np.float64, na_value=np.nan)
-        if column.dtype.kind in "biuf"
-        else pd.factorize(column.astype(str), sort=True)[0].astype(np.float64)
-        for _, column in table.items()
-    ]
-    return np.column_stack([np.empty((len(table), 0)), *columns])
 
 
 def _weigher(statistic: Callable[[pd.DataFrame], float] | str, table: pd.DataFrame, codes: np.ndarray) -> tuple[Weigher, int]:

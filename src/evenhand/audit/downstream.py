@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from evenhand.audit.judges import Recipe, trained_classifier
-from evenhand.audit.readings import Reading, stated
+from evenhand.audit.readings import Reading, image_ids, stated
 from evenhand.audit.result import Cell, UtilityRow, UtilityTable, number
 from evenhand.audit.tables import Resampling, condition_labels, group_rows, values_with_auc
 from evenhand.audit.utility import utility_difference
@@ -30,7 +30,7 @@ def downstream_tables(
     pair: tuple[Classifier, Classifier], test: Cohort, readings: Sequence[Reading], how: Resampling, batch_size: int
 ) -> list[UtilityTable]:
     """Tables of one condition, one a value and reading: AUC on real test images by group (real sides of ``readings``)."""
-    condition, subjects = pair[0].target, test.table["subject_id"].astype(object).to_numpy()
+    condition, subjects, ids = pair[0].target, test.table["subject_id"].astype(object).to_numpy(), image_ids(test)
     scores = [cohort_predictions(classifier, test, batch_size=batch_size) for classifier in pair]
     true, sizes = stated(test, condition), [int(classifier.facts["n"]["train"]) for classifier in pair]
     tables = []
@@ -39,8 +39,9 @@ def downstream_tables(
         labels, asked = condition_labels(true, value), condition_is(condition, value)
         for reading in readings:
             found = utility_difference(
-                labels, real_trained, synthetic_trained, reading.real, subjects=subjects, n_boot=how.n_boot, seed=how.seed, min_n=how.min_n
-            )
+                labels, real_trained, synthetic_trained, reading.real,
+                subjects=subjects, ids=ids, n_boot=how.n_boot, seed=how.seed, min_n=how.min_n,
+            )  # fmt: skip
             rows = [
                 UtilityRow(**row.model_dump(), real_trained=number(before), synthetic_trained=number(after))
                 for row, before, after in zip(

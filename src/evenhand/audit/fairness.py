@@ -19,11 +19,12 @@ from evenhand.audit.tables import Resampling
 
 @dataclass(frozen=True)
 class Answers:
-    """What a judge said of n images: probabilities (n, K), the stated condition (missing where none), and the subjects."""
+    """What a judge said of n images: probabilities (n, K), the stated condition (missing where none), the subjects, and image ids."""
 
     probabilities: np.ndarray
     stated: pd.Series
     subjects: np.ndarray
+    ids: np.ndarray | None = None
 
 
 def fairness_table(
@@ -56,7 +57,7 @@ def _differences(answers: Answers, classes: Sequence[str], groups: pd.Series, ho
 def _calibration(answers: Answers, classes: Sequence[str], groups: pd.Series, how: Resampling) -> dict[str, Cell]:
     frame = expected_calibration_error(
         *_given(answers, classes), groups, classes=None if len(classes) == 2 else classes,
-        n_boot=how.n_boot, seed=how.seed, subjects=answers.subjects, min_n=how.min_n,
+        n_boot=how.n_boot, seed=how.seed, subjects=answers.subjects, ids=answers.ids, min_n=how.min_n,
     )  # fmt: skip
     return {str(name): _cell(row, "corrected") for name, row in frame.by_group.iterrows()}
 
@@ -64,7 +65,7 @@ def _calibration(answers: Answers, classes: Sequence[str], groups: pd.Series, ho
 def _brier(answers: Answers, classes: Sequence[str], groups: pd.Series, how: Resampling) -> dict[str, Cell]:
     frame = brier_score(
         *_given(answers, classes), groups, classes=None if len(classes) == 2 else classes,
-        n_boot=how.n_boot, seed=how.seed, subjects=answers.subjects, min_n=how.min_n,
+        n_boot=how.n_boot, seed=how.seed, subjects=answers.subjects, ids=answers.ids, min_n=how.min_n,
     )  # fmt: skip
     return {str(name): _cell(row, "value") for name, row in frame.by_group.iterrows()}
 

@@ -18,10 +18,11 @@ from evenhand.audit.frame import UNDEFINED, Estimate, SubgroupFrame, as_labels
 from evenhand.audit.intervals import (
     FeatureError,
     as_feature_pair,
-    canonical_order,
+    drawing_order,
     jackknife_variance,
     subject_codes,
     t_multiplier,
+    two_sided_ranks,
     two_sided_subjects,
 )
 from evenhand.core.errors import did_you_mean
@@ -242,6 +243,7 @@ def size_matched(
     repeats: int = 20,
     seed: int = 0,
     subjects: Any = None,
+    ids: Any = None,
     min_n: int = MIN_N,
     at_most: int | None = None,
     with_overall: bool = True,
@@ -260,6 +262,7 @@ def size_matched(
             categorical stay in the frame where no image has them.
         metric: (real, synthetic) -> float, or "kid" or "frechet".
         subjects: as in ``kernel_distance``.
+        ids: what identifies each image, such as the hash of its file, in the same forms; draws are keyed on it. None = its row.
         min_n: a group with fewer images on a side is ``insufficient`` and does not set the common n.
         at_most: the common n is no larger; for metrics whose cost grows faster than n.
         with_overall: measure all rows too; without, ``overall`` has the common n and no value.
@@ -276,7 +279,7 @@ def size_matched(
         raise FeatureError(f"metric {metric!r} is not known; {did_you_mean(metric, ('kid', 'frechet'))}, or give a function")
     if repeats < 1:
         raise FeatureError(f"repeats = {repeats}; take at least one subsample")
-    codes = two_sided_subjects(subjects, len(x), len(y))
+    codes, ranks = two_sided_subjects(subjects, len(x), len(y)), two_sided_ranks(ids, len(x), len(y))
     labels_x, labels_y, names = common_labels(real_groups, synthetic_groups, len(x), len(y))
     rows = {name: (np.flatnonzero(labels_x == i), np.flatnonzero(labels_y == i)) for i, name in enumerate(names)}
     sizes = {name: (len(a), len(b)) for name, (a, b) in rows.items()}
@@ -289,7 +292,7 @@ def size_matched(
         return _at_size(
             (x[side_x], y[side_y]),
             (subject_codes(codes[0][side_x], len(side_x)), subject_codes(codes[1][side_y], len(side_y))),
-            metric, common, repeats, (seed, name),
+            (ranks[0][side_x], ranks[1][side_y]), metric, common, repeats, (seed, name),
         )  # fmt: skip
 
     cells = {
@@ -329,6 +332,7 @@ def _missing(n: int) -> Estimate:
 def _at_size(
     sides: tuple[np.ndarray, np.ndarray],
     codes: tuple[np.ndarray, np.ndarray],
+    ranks: tuple[np.ndarray, np.ndarray],
     metric: Metric,
     common: int,
     repeats: int,
@@ -340,7 +344,7 @@ def _at_size(
         return Estimate(whole.value, whole.low, whole.high, common)
     chosen = frechet_distance if metric == "frechet" else metric
     measure = lambda x, y: float(getattr(value := chosen(x, y), "value", value))  # noqa: E731
-    (order_x, codes_x), (order_y, codes_y) = (canonical_order(side, ids) for side, ids in zip(sides, codes, strict=True))
+    (order_x, codes_x), (order_y, codes_y) = map(drawing_order, ranks, codes)
     sides, codes = (sides[0][order_x], sides[1][order_y]), (codes_x, codes_y)
     values, variances, fractions = [], [], []
     for repeat in range(repeats):

@@ -19,10 +19,10 @@ from evenhand.audit.fidelity import LARGEST, MIN_N, common_labels, group_fault, 
 from evenhand.audit.intervals import (
     FeatureError,
     as_feature_pair,
-    canonical_order,
+    drawing_order,
     effective_subjects,
-    subject_codes,
     subject_weights,
+    two_sided_ranks,
     two_sided_subjects,
 )
 from evenhand.core.randomness import generator
@@ -117,6 +117,7 @@ def quality_gap(
     synthetic_groups: Any,
     *,
     subjects: Any = None,
+    ids: Any = None,
     seed: int = 0,
     min_n: int = MIN_N,
     n_boot: int = 499,
@@ -143,6 +144,7 @@ def quality_gap(
         real, synthetic: features (n, d) and (m, d).
         real_groups, synthetic_groups: a label an image; unknown, unspecified, NaN and -1 are no group.
         subjects: as in ``kernel_distance``; images of one subject share a sign, in whichever groups they are.
+        ids: as in ``size_matched``.
         min_n: a group with fewer images on a side is ``insufficient``, and so is one with fewer than ``MIN_SUBJECTS`` subjects.
         n_boot: draws of the null law; no p-value below 1e-4 is given.
         at_most: of a group with more images on a side, whole subjects are drawn up to so many: cost grows with their square, and
@@ -156,19 +158,19 @@ def quality_gap(
         raise FeatureError(f"features are too large for float64 (above {LARGEST:g}); scale them down")
     if n_boot < _LEAST_DRAWS:
         raise FeatureError(f"n_boot = {n_boot} draws tell no null law; take {_LEAST_DRAWS} or more")
-    codes = two_sided_subjects(subjects, len(x), len(y))
+    codes, ranks = two_sided_subjects(subjects, len(x), len(y)), two_sided_ranks(ids, len(x), len(y))
     labels_x, labels_y, names = common_labels(real_groups, synthetic_groups, len(x), len(y))
     sizes = [(int((labels_x == i).sum()), int((labels_y == i).sum())) for i in range(len(names))]
-    for values, ids, labels, side in ((x, codes[0], labels_x, "real"), (y, codes[1], labels_y, "synthetic")):
-        _thin(values, ids, labels, at_most, (seed, side))
+    for place, (labels, side) in enumerate(((labels_x, "real"), (labels_y, "synthetic"))):
+        _thin(ranks[place], codes[place], labels, at_most, (seed, side))
     rows = [(np.flatnonzero(labels_x == i), np.flatnonzero(labels_y == i)) for i in range(len(names))]
     reasons = [group_fault(pair, codes, min_n) or _few_subjects(pair, codes) for pair in rows]
     draws: dict[str, dict[int, _Draws]] = {view: {} for view in _VIEWS}
     usable = [i for i, reason in enumerate(reasons) if not reason]
     if usable:
         sides = (
-            _ordered(x, codes[0], labels_x, usable, n_boot, (seed, "real")),
-            _ordered(y, codes[1], labels_y, usable, n_boot, (seed, "synthetic")),
+            _ordered(x, ranks[0], codes[0], labels_x, usable, n_boot, (seed, "real")),
+            _ordered(y, ranks[1], codes[1], labels_y, usable, n_boot, (seed, "synthetic")),
         )
         for view in _VIEWS:
             features = _whitened(sides) if view == "whitened" else tuple(side.features for side in sides)
@@ -181,12 +183,12 @@ def quality_gap(
     return _result(names, sizes, reasons, draws, seed)
 
 
-def _thin(features: np.ndarray, codes: np.ndarray, labels: np.ndarray, at_most: int, key: tuple[int, str]) -> None:
-    """Unlabel what a large group has too many of: whole subjects in a random order, which content and not the table gives."""
+def _thin(ranks: np.ndarray, codes: np.ndarray, labels: np.ndarray, at_most: int, key: tuple[int, str]) -> None:
+    """Unlabel what a large group has too many of: whole subjects in a random order."""
     for group in np.unique(labels[labels >= 0]):
         rows = np.flatnonzero(labels == group)
         if len(rows) > at_most:
-            order, subjects = canonical_order(features[rows], subject_codes(codes[rows], len(rows)))
+            order, subjects = drawing_order(ranks[rows], codes[rows])
             place = generator(key[0], "quality_gap", f"{key[1]} of {group}").permutation(int(subjects.max()) + 1)[subjects]
             labels[rows[order[np.argsort(place, kind="stable")[at_most:]]]] = -1
 
@@ -199,11 +201,13 @@ def _few_subjects(rows: tuple[np.ndarray, np.ndarray], codes: tuple[np.ndarray, 
     return ""
 
 
-def _ordered(features: np.ndarray, codes: np.ndarray, labels: np.ndarray, usable: list[int], n_boot: int, key: tuple[int, str]) -> _Side:
-    """Rows of usable groups in an order that their content gives, with a random sign a subject and draw."""
+def _ordered(
+    features: np.ndarray, ranks: np.ndarray, codes: np.ndarray, labels: np.ndarray, usable: list[int], n_boot: int, key: tuple[int, str]
+) -> _Side:
+    """Rows of usable groups in drawing order, with a random sign per subject and draw."""
     keep = np.isin(labels, usable)
     features, labels = features[keep], labels[keep]
-    order, subjects = canonical_order(np.column_stack([features, labels]), subject_codes(codes[keep], len(labels)))
+    order, subjects = drawing_order(ranks[keep], codes[keep])
     rng = generator(key[0], "quality_gap", key[1])
     signs = 2 * rng.integers(0, 2, size=(int(subjects.max()) + 1, n_boot), dtype=np.int8) - 1
     return _Side(features[order], subjects, labels[order], signs)

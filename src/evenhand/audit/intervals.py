@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -95,36 +94,59 @@ def two_sided_subjects(subjects: Any, n: int, m: int) -> tuple[np.ndarray, np.nd
     ``subjects`` is a pair (real ids, synthetic ids, either None), or one array of n ids (the real ones), or of n + m ids. The two
     sides are drawn apart: an id that stands on both is two subjects.
     """
-    if isinstance(subjects, tuple | list) and len(subjects) == 2 and all(part is None or np.ndim(part) == 1 for part in subjects):
-        return subject_codes(subjects[0], n), subject_codes(subjects[1], m)
-    if subjects is None or len(subjects) == n:
-        return subject_codes(subjects, n), subject_codes(None, m)
-    if len(subjects) != n + m:
-        raise FeatureError(f"{len(subjects)} subject ids for {n} real and {m} synthetic images; give {n}, {n + m} or a pair of arrays")
-    ids = np.asarray(subjects, dtype=object)
-    return subject_codes(ids[:n], n), subject_codes(ids[n:], m)
+    real, synthetic = _two_sides(subjects, n, m, "subject ids")
+    return subject_codes(real, n), subject_codes(synthetic, m)
 
 
-def canonical_order(rows: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An order of rows (n, d) and new subject codes in that order, from content alone.
+def image_ranks(ids: Any, n: int) -> np.ndarray:
+    """Rank (n,) of each of ``n`` images by its id, in the order of integers or else of texts; None = by its row.
 
-    Seeded draws then do not depend on the table's order or on how subjects are called; subjects equal in content are exchangeable.
+    Images of one id keep the order of their rows.
+
+    Draws are keyed on these ranks, never on features or scores: those differ in their last bits from processor to processor.
+
+    Raises:
+        FeatureError: not one id per image.
     """
-    content = np.ascontiguousarray(rows, dtype=np.float64) + 0.0  # -0.0 and 0.0 are one number
-    keys = np.array([_digest(row.tobytes()) for row in content])
-    by_subject = np.lexsort((keys, codes))
-    ends = np.flatnonzero(np.diff(codes[by_subject], append=-1)) + 1
-    starts = np.r_[0, ends[:-1]]
-    names = np.array([_digest(keys[by_subject[start:end]].tobytes()) for start, end in zip(starts, ends, strict=True)])
-    place = np.empty(len(names), dtype=int)
-    place[np.argsort(names, kind="stable")] = np.arange(len(names))
-    codes_there = np.repeat(place, ends - starts)
-    again = np.argsort(codes_there, kind="stable")
-    return by_subject[again], codes_there[again]
+    if ids is None:
+        return np.arange(n)
+    names = np.asarray(ids).ravel()
+    if names.dtype.kind not in "iu":
+        names = np.array([str(name) for name in np.asarray(ids, dtype=object).ravel()], dtype=object)
+    if len(names) != n:
+        raise FeatureError(f"{len(names)} image ids for {n} images; give one per image")
+    ranks = np.empty(n, dtype=int)
+    ranks[np.argsort(names, kind="stable")] = np.arange(n)
+    return ranks
 
 
-def _digest(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")
+def two_sided_ranks(ids: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """``image_ranks`` of ``n`` real and ``m`` synthetic images; ``ids`` as the subjects of ``two_sided_subjects``."""
+    real, synthetic = _two_sides(ids, n, m, "image ids")
+    return image_ranks(real, n), image_ranks(synthetic, m)
+
+
+def _two_sides(values: Any, n: int, m: int, what: str) -> tuple[Any, Any]:
+    """The values of either side, None where there are none."""
+    if isinstance(values, tuple | list) and len(values) == 2 and all(part is None or np.ndim(part) == 1 for part in values):
+        return values[0], values[1]
+    if values is None or len(values) == n:
+        return values, None
+    if len(values) != n + m:
+        raise FeatureError(f"{len(values)} {what} for {n} real and {m} synthetic images; give {n}, {n + m} or a pair of arrays")
+    both = np.asarray(values, dtype=object)
+    return both[:n], both[n:]
+
+
+def drawing_order(ranks: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order of rows in which seeded draws are made, and new subject codes in that order: subjects by their first image's rank.
+
+    With ids, draws depend neither on the order of the table nor on what subjects are called.
+    """
+    by_rank = np.argsort(ranks, kind="stable")
+    renumbered = pd.factorize(codes[by_rank])[0]
+    by_subject = np.argsort(renumbered, kind="stable")
+    return by_rank[by_subject], renumbered[by_subject]
 
 
 def bootstrap_weights(codes: np.ndarray, n_boot: int, generator: np.random.Generator) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evenhand.audit.intervals import FeatureError, canonical_order
+from evenhand.audit.intervals import FeatureError
 from evenhand.audit.neighbours import Matches
 from evenhand.core.randomness import generator
 
@@ -66,10 +66,10 @@ def _areas(out: int, size: int) -> np.ndarray:
     return (weights * (out / size)).astype(np.float32)
 
 
-def not_blank(pictures: np.ndarray) -> np.ndarray:
-    """Rows of pictures that are not blank, in an order from content: no result depends on the table's."""
+def not_blank(pictures: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Rows of pictures that are not blank, in a random order that their ranks by id decide."""
     flat = pictures.reshape(len(pictures), -1)
-    order = canonical_order(flat, np.arange(len(flat)))[0]
+    order = np.argsort(ranks, kind="stable")[generator(0, "memorization/order").permutation(len(flat))]
     return order[flat[order].std(axis=1) > 1 / 255]
 
 

@@ -20,7 +20,8 @@ from evenhand.audit.intervals import (
     FeatureError,
     as_features,
     bootstrap_weights,
-    canonical_order,
+    drawing_order,
+    image_ranks,
     percentile_interval,
     share_interval,
     subject_codes,
@@ -87,7 +88,7 @@ class CopyScores:
         return order[np.isfinite(self.score[order])][:count]
 
 
-def copy_rate(train: Any, heldout: Any, synthetic: Any, *, encoder: Encoder | None = None) -> Estimate:
+def copy_rate(train: Any, heldout: Any, synthetic: Any, *, encoder: Encoder | None = None, ids: Any = None) -> Estimate:
     """Share of generated images that are copies or near copies of a training image, with a 95 % interval.
 
     A copy is nearer to a training image than 99 % of held-out images are, both outright and relative to how near it comes to a
@@ -97,14 +98,18 @@ def copy_rate(train: Any, heldout: Any, synthetic: Any, *, encoder: Encoder | No
     Args:
         train, heldout, synthetic: images (n, H, W) or (n, H, W, 3) in [0, 1], or whole numbers 0..255; sizes may differ.
         encoder: images -> features (n, d), compared by Euclidean distance, mirrored or not. None = pixels.
+        ids: three arrays (None in place of any), of training, held-out and generated images: what identifies each image, such as
+            the hash of its file; draws are keyed on it. None = its row.
 
     Raises:
         FeatureError: another shape or range, NaN, fewer than 10 held-out images, or blank images only.
     """
-    return score_copies(train, heldout, synthetic, encoder=encoder).estimate
+    return score_copies(train, heldout, synthetic, encoder=encoder, ids=ids).estimate
 
 
-def score_copies(train: Any, heldout: Any, synthetic: Any, *, encoder: Encoder | None = None, heldout_subjects: Any = None) -> CopyScores:
+def score_copies(
+    train: Any, heldout: Any, synthetic: Any, *, encoder: Encoder | None = None, heldout_subjects: Any = None, ids: Any = None
+) -> CopyScores:
     """As ``copy_rate``, with an answer an image. Held-out images of one of ``heldout_subjects`` are no neighbours of each other."""
     names = ("training", "held-out", "generated")
     stacks = [as_images(images, name) for images, name in zip((train, heldout, synthetic), names, strict=True)]
@@ -112,7 +117,8 @@ def score_copies(train: Any, heldout: Any, synthetic: Any, *, encoder: Encoder |
     if side < 8:
         raise FeatureError(f"images of {side} pixels are too small to tell copies; give 8 or more")
     pictures = [as_pictures(stack, side, name) for stack, name in zip(stacks, names, strict=True)]
-    rows = [not_blank(part) for part in pictures]
+    ranks = [image_ranks(own, len(stack)) for own, stack in zip((None,) * 3 if ids is None else ids, stacks, strict=True)]
+    rows = [not_blank(part, own) for part, own in zip(pictures, ranks, strict=True)]
     rows[1] = rows[1][:_HELDOUT_AT_MOST]
     if len(rows[0]) < 1 or len(rows[1]) < MIN_HELDOUT:
         counts = f"{len(rows[0])} training and {len(rows[1])} held-out images that are not blank"
@@ -275,6 +281,7 @@ def nearest_ratio(
     groups: Any,
     *,
     subjects: Any = None,
+    ids: Any = None,
     n_boot: int = 1000,
     seed: int = 0,
     min_n: int = MIN_N,
@@ -288,6 +295,7 @@ def nearest_ratio(
     Args:
         train, heldout, synthetic: features (n, d) of one encoder.
         groups, subjects: a label, and an id, for each generated image.
+        ids: what identifies each generated image, such as the hash of its file; draws are keyed on it. None = its row.
 
     Raises:
         FeatureError: another shape, NaN or Inf, or labels that are not one an image.
@@ -297,10 +305,11 @@ def nearest_ratio(
     near, far = expected_nearest(made, known, len(known)), expected_nearest(made, control, size)
     whole, part = (expected_nearest(control, known, number).mean() for number in (len(known), size))
     far = far * (whole / part if part > 0 else 1.0)
+    ranks = image_ranks(ids, len(near))
 
-    def cell(rows: np.ndarray, ids: np.ndarray, name: Any) -> Estimate:
+    def cell(rows: np.ndarray, units: np.ndarray, name: Any) -> Estimate:
         n = int(rows.sum())
-        order, codes = canonical_order(np.column_stack([near, far])[rows], subject_codes(ids[rows], n))
+        order, codes = drawing_order(ranks[rows], units[rows])
         above, below = near[rows][order], far[rows][order]
         if below.sum() == 0:
             return _undefined(n)

@@ -16,7 +16,7 @@ import pandas as pd
 from evenhand.audit.decisions import expanded_interval
 from evenhand.audit.equity import equity_scaled
 from evenhand.audit.frame import Estimate, SubgroupFrame, as_labels
-from evenhand.audit.intervals import Z95, FeatureError, bootstrap_weights, canonical_order, subject_codes, t_multiplier
+from evenhand.audit.intervals import Z95, FeatureError, bootstrap_weights, drawing_order, image_ranks, subject_codes, t_multiplier
 from evenhand.audit.semantics import group_auc, odds_difference, parity_difference, weighted_auc
 from evenhand.audit.utility import both_aligned, utility_difference
 from evenhand.core.randomness import generator
@@ -76,6 +76,7 @@ def paired_auc(
     n_boot: int = 1000,
     seed: int = 0,
     min_n: int = 2,
+    ids: Any = None,
 ) -> PairedAuc:
     """AUC of two classifiers overall and by group, with gap and ES-AUC, as FairDiffusion reports them (arXiv 2412.20374).
 
@@ -85,6 +86,7 @@ def paired_auc(
         groups: (n,); NaN, -1, unknown and unspecified are no group, yet count in ``overall``.
         subjects: one id an image; None = every image its own subject.
         min_n: a group with fewer labelled images is ``insufficient``.
+        ids: as in ``group_auc``.
 
     Returns:
         Each measure as a ``Paired``. ES-AUC is undefined where any group is, the gap where fewer than two groups are defined.
@@ -97,7 +99,7 @@ def paired_auc(
     >>> found.by_group["b"].difference.value, found.gap.synthetic_trained.value
     (-0.75, 0.75)
     """
-    how: dict[str, Any] = {"subjects": subjects, "n_boot": n_boot, "seed": seed, "min_n": min_n}
+    how: dict[str, Any] = {"subjects": subjects, "ids": ids, "n_boot": n_boot, "seed": seed, "min_n": min_n}
     sides = [group_auc(scores, labels, groups, **how) for scores in (real_trained_scores, synthetic_trained_scores)]
     differences = utility_difference(labels, real_trained_scores, synthetic_trained_scores, groups, **how)
     reasons = differences.by_group["reason"].astype(str)
@@ -108,11 +110,12 @@ def paired_auc(
     cells = {name: Paired.of([found[name] for found in by_frame], reasons[name]) for name in reasons.index}
     gap = scaled = Paired.undefined(overall.real_trained.n, f"a comparison needs two groups with an AUC{_named(reasons)}")
     if (reasons == "").sum() > 1:
-        real, synthetic, positive, codes, _, ids = both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects)
+        both = both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects, ids)
+        real, synthetic, positive, codes, _, subject, ranks = both
         places = np.flatnonzero(reasons == "")
-        order, drawn_by = canonical_order(np.column_stack([real, synthetic, positive, codes]), ids)
+        order, drawn_by = drawing_order(ranks, subject)
         aucs = [group_aucs(side[order], positive[order], codes[order], places) for side in (real, synthetic)]
-        units = min(len(np.unique(ids[(codes == place) & (positive == side)])) for place in places for side in (True, False))
+        units = min(len(np.unique(subject[(codes == place) & (positive == side)])) for place in places for side in (True, False))
         drawn = _Drawn.of(aucs, drawn_by, units, n_boot, generator(seed, "paired_auc"))
         gap = drawn.ranges((sides[0].gap, sides[1].gap), slice(1, None))
         if len(places) == len(reasons):
@@ -154,6 +157,7 @@ def paired_rates(
     n_boot: int = 1000,
     seed: int = 0,
     min_n: int = 2,
+    ids: Any = None,
 ) -> PairedRates:
     """``parity_difference`` and ``odds_difference`` of two classifiers' predictions on the same images, over all classes.
 
@@ -163,6 +167,7 @@ def paired_rates(
         groups: (n,); NaN, -1, unknown and unspecified are no group and left out.
         subjects: one id an image; None = every image its own subject.
         min_n: a group with fewer labelled images leaves both undefined: a rate of two images would make any difference.
+        ids: as in ``group_auc``.
 
     Returns:
         Both are undefined where there is one group only or one with too few images, odds also where a group lacks a class.
@@ -188,12 +193,12 @@ def paired_rates(
     if fault:
         return PairedRates(Paired.undefined(len(kept), fault), Paired.undefined(len(kept), fault))
     values = [[parity_difference(truth, guess, place), odds_difference(truth, guess, place)] for guess in guesses]
-    ids, codes = subject_codes(subjects, len(columns[0]))[kept], as_labels(place)[0]
+    subject, codes = subject_codes(subjects, len(columns[0]))[kept], as_labels(place)[0]
     classes = sorted({*truth, *guesses[0], *guesses[1]}, key=str)
     numbers = [np.array([classes.index(name) for name in column]) for column in (truth, *guesses)]
-    order, drawn_by = canonical_order(np.column_stack([*numbers, codes]), ids)
+    order, drawn_by = drawing_order(image_ranks(ids, len(columns[0]))[kept], subject)
     rates = [group_rates(numbers[0][order], guess[order], codes[order], len(classes)) for guess in numbers[1:]]
-    units = min(len(np.unique(ids[codes == code])) for code in range(codes.max() + 1))
+    units = min(len(np.unique(subject[codes == code])) for code in range(codes.max() + 1))
     drawn = _Drawn.of(rates, drawn_by, units, n_boot, generator(seed, "paired_rates"))
     parity = drawn.ranges((values[0][0], values[1][0]), slice(None), slice(0, len(classes)))
     odds = drawn.ranges((values[0][1], values[1][1]), slice(None), slice(len(classes), None)) if not odds_fault else None

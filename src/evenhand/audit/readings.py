@@ -46,6 +46,11 @@ def stated(cohort: Cohort, column: str) -> pd.Series:
     return values.where(known(cohort.table, [column]), None).map(lambda value: None if value is None else str(value)).reset_index(drop=True)
 
 
+def image_ids(cohort: Cohort) -> np.ndarray:
+    """What draws know each image by (n,): the hash of its file, then its name, which parts images of one content."""
+    return np.array([f"{hash_} {name}" for hash_, name in zip(cohort.image_hashes(), cohort.table["image"], strict=True)], dtype=object)
+
+
 def judged(probabilities: np.ndarray, groups: Sequence[str]) -> pd.Series:
     """The likeliest group of each image."""
     return pd.Series([groups[code] for code in probabilities.argmax(axis=1)], dtype=object)

@@ -11,7 +11,7 @@ import numpy as np
 
 from evenhand.audit.decisions import expanded_interval
 from evenhand.audit.frame import Estimate, SubgroupFrame, as_labels
-from evenhand.audit.intervals import FeatureError, bootstrap_weights, canonical_order, subject_codes
+from evenhand.audit.intervals import FeatureError, bootstrap_weights, drawing_order, image_ranks, subject_codes
 from evenhand.core.errors import did_you_mean
 from evenhand.core.randomness import generator
 
@@ -31,6 +31,7 @@ def expected_calibration_error(
     n_boot: int = 1000,
     seed: int = 0,
     subjects: Any = None,
+    ids: Any = None,
     min_n: int = 2,
 ) -> SubgroupFrame:
     """Expected calibration error overall and by group (ECE; Naeini et al. 2015): sum_b |sum of (hit - confidence) in bin b| / n.
@@ -53,6 +54,7 @@ def expected_calibration_error(
         classes: the columns' classes; None = 0 to K - 1.
         bins: how many; ``mass`` gives each the same number of images (ties stay together), ``width`` the same range.
         subjects: one id an image; None = every image its own subject.
+        ids: what identifies each image, such as the hash of its file; draws are keyed on it. None = its row.
         min_n: a group with fewer labelled images is ``insufficient``.
 
     Returns:
@@ -69,11 +71,11 @@ def expected_calibration_error(
         raise FeatureError(f"unknown binning {binning!r}; {did_you_mean(binning, BINNINGS)}")
     if bins < 1:
         raise FeatureError(f"{bins} bins; give at least 1")
-    judged = _judged(probabilities, labels, groups, classes, subjects)
+    judged = _judged(probabilities, labels, groups, classes, subjects, ids)
     confidence, hit = _top_label(judged)
 
     def cell(rows: np.ndarray, name: str) -> tuple[Estimate, list[float]]:
-        order, codes = canonical_order(np.column_stack([confidence[rows], hit[rows]]), judged.subjects[rows])
+        order, codes = drawing_order(judged.ranks[rows], judged.subjects[rows])
         sure, right = confidence[rows][order], hit[rows][order].astype(np.float64)
         place = _bin(sure, bins, binning)
         value = float(np.abs(_in_bins(right - sure, place).sum(axis=0)).sum()) / len(sure)
@@ -94,6 +96,7 @@ def brier_score(
     n_boot: int = 1000,
     seed: int = 0,
     subjects: Any = None,
+    ids: Any = None,
     min_n: int = 2,
 ) -> SubgroupFrame:
     """Brier score overall and by group: mean squared distance between probabilities and what came true (Brier 1950).
@@ -106,13 +109,13 @@ def brier_score(
     >>> round(brier_score([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]], [0, 1], n_boot=100).overall.value, 12)
     0.22
     """
-    judged = _judged(probabilities, labels, groups, classes, subjects)
+    judged = _judged(probabilities, labels, groups, classes, subjects, ids)
     truth = np.eye(judged.probs.shape[1])[judged.label]
     loss = ((judged.probs - truth) ** 2).sum(axis=1) / (2 if judged.binary else 1)
     top = 1.0 if judged.binary else 2.0
 
     def cell(rows: np.ndarray, name: str) -> tuple[Estimate, list[float]]:
-        order, codes = canonical_order(loss[rows][:, None], judged.subjects[rows])
+        order, codes = drawing_order(judged.ranks[rows], judged.subjects[rows])
         sorted_loss = loss[rows][order]
         value = float(sorted_loss.mean())
         rng = generator(seed, "brier", name)
@@ -127,20 +130,21 @@ def brier_score(
 
 @dataclass(frozen=True)
 class _Judged:
-    """The rows with a known label: probabilities (n, K), label codes, group codes and names, subject codes."""
+    """The rows with a known label: probabilities (n, K), label codes, group codes and names, subject codes, ranks by id."""
 
     probs: np.ndarray
     label: np.ndarray
     group: np.ndarray
     names: list[Any]
     subjects: np.ndarray
+    ranks: np.ndarray
 
     @property
     def binary(self) -> bool:
         return self.probs.shape[1] == 2
 
 
-def _judged(probabilities: Any, labels: Any, groups: Any, classes: Sequence[Any] | None, subjects: Any) -> _Judged:
+def _judged(probabilities: Any, labels: Any, groups: Any, classes: Sequence[Any] | None, subjects: Any, ids: Any) -> _Judged:
     try:
         probs = np.asarray(probabilities, dtype=np.float64)
     except (TypeError, ValueError):
@@ -171,8 +175,8 @@ def _judged(probabilities: Any, labels: Any, groups: Any, classes: Sequence[Any]
         raise FeatureError(f"label {strange[0]!r} has no column; {did_you_mean(strange[0], map(str, columns))}; pass classes=")
     place = np.array([columns.index(value) for value in values] + [-1])
     known = label >= 0
-    ids = subject_codes(subjects, n)
-    return _Judged(np.clip(probs[known], 0, 1), place[label[known]], group[known], names, ids[known])
+    units, ranks = subject_codes(subjects, n)[known], image_ranks(ids, n)[known]
+    return _Judged(np.clip(probs[known], 0, 1), place[label[known]], group[known], names, units, ranks)
 
 
 def _two_values(values: list[Any]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,12 @@ from evenhand.audit.intervals import (
     FeatureError,
     as_feature_pair,
     bootstrap_weights,
-    canonical_order,
+    drawing_order,
     effective_subjects,
     subject_codes,
     subject_weights,
     t_multiplier,
+    two_sided_ranks,
     two_sided_subjects,
 )
 from evenhand.audit.mixes import RawPresence, mix_gap, raw_presence
@@ -92,6 +93,7 @@ def estimate_mix(
     n_boot: int = 500,
     seed: int = 0,
     subjects: Any = None,
+    ids: Any = None,
 ) -> MixEstimate:
     """Share of each group among images that a fallible classifier reads, corrected for its errors, or refused.
 
@@ -108,11 +110,12 @@ def estimate_mix(
         features, calibration_features: (n, d) and (N, d) of any network, such as the classifier's own penultimate layer.
         subjects: one id for each of the n images, or of the N, or of all n + N, or a pair of both; None = every image its own. A
             calibration subject counts for at most thrice the images of the median one.
+        ids: what identifies each image, such as the hash of its file, in the same forms; draws are keyed on it. None = its row.
 
     Raises:
         FeatureError: wrong shapes, values that are no probabilities, unknown labels or method.
     """
-    data = _MixData.of(probs, calibration_probs, calibration_labels, subjects)
+    data = _MixData.of(probs, calibration_probs, calibration_labels, subjects, ids)
     if method not in METHODS:
         raise FeatureError(f"method {method!r} is not known; {did_you_mean(method, METHODS)}")
     one = np.ones((1, len(data.probs))), data.counted[None]
@@ -180,7 +183,10 @@ def _rectified_mean(votes: np.ndarray, truth: np.ndarray, seen: np.ndarray, ids:
 
 @dataclass(frozen=True)
 class _MixData:
-    """The checked inputs of ``estimate_mix``: probabilities of both sides, labels, subject codes."""
+    """The checked inputs of ``estimate_mix`` in drawing order: probabilities of both sides, labels, subject codes.
+
+    ``rows`` and ``calibration_rows`` say where each stood; calibration images without a known label are left out.
+    """
 
     probs: np.ndarray
     calibration: np.ndarray
@@ -188,7 +194,9 @@ class _MixData:
     names: list[Any]
     codes: np.ndarray
     calibration_codes: np.ndarray
-    kept: np.ndarray  # which calibration images have a known label
+    rows: np.ndarray
+    calibration_rows: np.ndarray
+    given: tuple[int, int]  # images on either side
     logs: np.ndarray
     calibration_logs: np.ndarray
 
@@ -197,18 +205,21 @@ class _MixData:
         return self.probs.shape[1]
 
     @classmethod
-    def of(cls, probs: Any, calibration_probs: Any, calibration_labels: Any, subjects: Any) -> _MixData:
+    def of(cls, probs: Any, calibration_probs: Any, calibration_labels: Any, subjects: Any, ids: Any) -> _MixData:
         own, theirs = _probabilities(probs, "probs"), _probabilities(calibration_probs, "calibration_probs")
         if own.shape[1] != theirs.shape[1]:
             raise FeatureError(f"probs have {own.shape[1]} columns, calibration_probs {theirs.shape[1]}; use one classifier for both")
         labels, names = _label_codes(calibration_labels, len(theirs), own.shape[1])
-        codes = _subjects_of_both(subjects, len(own), len(theirs))
-        kept = labels >= 0
-        if not kept.any():
+        given = len(own), len(theirs)
+        subject = two_sided_subjects(_of_both(subjects, *given), *given)
+        ranks = two_sided_ranks(_of_both(ids, *given), *given)
+        kept = np.flatnonzero(labels >= 0)
+        if not len(kept):
             raise FeatureError("calibration_labels: no image has a known group; calibrate on labelled held-out images")
-        theirs, labels = theirs[kept], labels[kept]
+        (rows, codes), (there, calibration_codes) = drawing_order(ranks[0], subject[0]), drawing_order(ranks[1][kept], subject[1][kept])
+        own, theirs, labels = own[rows], theirs[kept[there]], labels[kept[there]]
         return cls(
-            own, theirs, labels, names, codes[0], subject_codes(codes[1][kept], len(labels)), kept,
+            own, theirs, labels, names, codes, calibration_codes, rows, kept[there], given,
             log_probabilities(own), log_probabilities(theirs),
         )  # fmt: skip
 
@@ -238,21 +249,15 @@ class _MixData:
         """Percentile bounds (K,) from subjects of both sides drawn again, widened for few subjects (Student); NaN without draws."""
         if n_boot < 2 or not np.isfinite(value).all():
             return np.full(self.k, math.nan), np.full(self.k, math.nan)
-        order, codes = canonical_order(self.probs, self.codes)
-        order_there, codes_there = canonical_order(np.column_stack([self.calibration, self.labels]), self.calibration_codes)
-        sorted_data = replace(
-            self, probs=self.probs[order], logs=self.logs[order], labels=self.labels[order_there],
-            calibration=self.calibration[order_there], calibration_logs=self.calibration_logs[order_there],
-        )  # fmt: skip
         fit = recalibrate(self.calibration_logs, self.labels, self.counted[None])[0] if method == "emq" else None
-        block = max(1, _CELLS_AT_ONCE // ((len(order) + len(order_there)) * self.k**2))
+        block = max(1, _CELLS_AT_ONCE // ((len(self.probs) + len(self.labels)) * self.k**2))
         draws = [generator(seed, "estimate_mix", side) for side in ("images", "calibration")]
         found = []
         for start in range(0, n_boot, block):
             size = min(block, n_boot - start)
-            weights = np.concatenate(list(bootstrap_weights(codes, size, draws[0])))
-            weights_there = np.concatenate(list(bootstrap_weights(codes_there, size, draws[1]))) * self.counted[order_there]
-            found.append(sorted_data.shares(method, weights, weights_there, fit, value))
+            weights = np.concatenate(list(bootstrap_weights(self.codes, size, draws[0])))
+            weights_there = np.concatenate(list(bootstrap_weights(self.calibration_codes, size, draws[1]))) * self.counted
+            found.append(self.shares(method, weights, weights_there, fit, value))
         low, high = np.quantile(np.concatenate(found), [0.025, 0.975], axis=0)
         sizes = np.bincount(self.codes), np.bincount(self.calibration_codes, weights=self.counted)
         wider = t_multiplier(min(map(effective_subjects, sizes))) / Z95
@@ -307,9 +312,9 @@ class _MixData:
         if len(self.probs) < 2:
             return None  # nothing to test
         own, theirs = as_feature_pair(calibration_features, features)[::-1]
-        if len(own) != len(self.probs) or len(theirs) != len(self.kept):
-            raise FeatureError(f"{len(own)}, {len(theirs)} rows of features for {len(self.probs)}, {len(self.kept)} images; one each")
-        return own, theirs[self.kept]
+        if (len(own), len(theirs)) != self.given:
+            raise FeatureError(f"{len(own)}, {len(theirs)} rows of features for {self.given[0]}, {self.given[1]} images; one each")
+        return own[self.rows], theirs[self.calibration_rows]
 
     @property
     def counted(self) -> np.ndarray:
@@ -372,8 +377,7 @@ def _label_codes(labels: Any, n: int, k: int, what: str = "calibration_labels") 
     return codes, names
 
 
-def _subjects_of_both(subjects: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """Subject codes of the images and of the calibration images; one array alone belongs to the side of its length."""
-    if subjects is not None and not isinstance(subjects, tuple) and len(subjects) == m != n:
-        subjects = (None, subjects)
-    return two_sided_subjects(subjects, n, m)
+def _of_both(ids: Any, n: int, m: int) -> Any:
+    """Ids of n images and of m calibration images; one array alone belongs to the side of its length."""
+    alone = ids is not None and not isinstance(ids, tuple) and len(ids) == m != n
+    return (None, ids) if alone else ids

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from evenhand.audit.frame import Estimate, SubgroupFrame, as_labels
-from evenhand.audit.intervals import FeatureError, bootstrap_weights, canonical_order, percentile_interval, subject_codes
+from evenhand.audit.intervals import FeatureError, bootstrap_weights, drawing_order, image_ranks, percentile_interval, subject_codes
 from evenhand.core.randomness import generator
 
 
@@ -25,6 +25,7 @@ def group_auc(
     n_boot: int = 1000,
     seed: int = 0,
     subjects: Any = None,
+    ids: Any = None,
     min_n: int = 2,
 ) -> SubgroupFrame:
     """Area under the ROC curve overall and by group, with percentile intervals from resampled subjects.
@@ -35,6 +36,7 @@ def group_auc(
         groups: (n,); NaN, -1, unknown and unspecified are no group, yet count in ``overall``.
         n_boot: bootstrap samples of subjects, drawn within each group.
         subjects: one id an image; None = every image its own subject.
+        ids: what identifies each image, such as the hash of its file; draws are keyed on it. None = its row.
         min_n: a group with fewer labelled images is ``insufficient``.
 
     Returns:
@@ -46,13 +48,13 @@ def group_auc(
     >>> group_auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], ["a"] * 4).overall.value
     0.75
     """
-    score, positive, codes, names, ids = aligned_scores(scores, labels, groups, subjects)
+    score, positive, codes, names, units, ranks = aligned_scores(scores, labels, groups, subjects, ids)
 
     def cell(rows: np.ndarray, name: str) -> tuple[Estimate, str]:
-        fault = one_class_reason(positive[rows], ids[rows], min_n)
+        fault = one_class_reason(positive[rows], units[rows], min_n)
         if fault:
             return Estimate(math.nan, math.nan, math.nan, int(rows.sum())), fault
-        return _auc_estimate(score[rows], positive[rows], ids[rows], n_boot, (seed, name)), ""
+        return _auc_estimate(score[rows], positive[rows], units[rows], ranks[rows], n_boot, (seed, name)), ""
 
     cells = {name: cell(codes == code, str(name)) for code, name in enumerate(names)}
     overall, _ = cell(np.ones(len(score), dtype=bool), "overall")
@@ -60,9 +62,9 @@ def group_auc(
 
 
 def aligned_scores(
-    scores: Any, labels: Any, groups: Any, subjects: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any], np.ndarray]:
-    """The rows with a known label: scores, whether positive, group codes, group names, subject codes."""
+    scores: Any, labels: Any, groups: Any, subjects: Any, ids: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any], np.ndarray, np.ndarray]:
+    """The rows with a known label: scores, whether positive, group codes, group names, subject codes, ranks by id."""
     try:
         score = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError):
@@ -77,8 +79,8 @@ def aligned_scores(
         raise FeatureError(f"labels have {len(values)} values ({', '.join(map(str, values[:5]))}); compare one class with the rest")
     known = label >= 0
     positive = (label == 1) if len(values) == 2 else (label == 0) & np.array([bool(v) and v != "0" for v in values] or [False])[0]
-    ids = subject_codes(subjects, len(score))
-    return score[known], positive[known], codes[known], names, ids[known]
+    units, ranks = subject_codes(subjects, len(score)), image_ranks(ids, len(score))
+    return score[known], positive[known], codes[known], names, units[known], ranks[known]
 
 
 def one_class_reason(positive: np.ndarray, ids: np.ndarray, min_n: int) -> str:
@@ -92,8 +94,10 @@ def one_class_reason(positive: np.ndarray, ids: np.ndarray, min_n: int) -> str:
     return "insufficient: all images are of one subject" if len(np.unique(ids)) < 2 else ""
 
 
-def _auc_estimate(score: np.ndarray, positive: np.ndarray, ids: np.ndarray, n_boot: int, key: tuple[int, str]) -> Estimate:
-    order, codes = canonical_order(np.column_stack([score, positive]), ids)
+def _auc_estimate(
+    score: np.ndarray, positive: np.ndarray, units: np.ndarray, ranks: np.ndarray, n_boot: int, key: tuple[int, str]
+) -> Estimate:
+    order, codes = drawing_order(ranks, units)
     by_score = np.argsort(score[order], kind="stable")
     score, positive, codes = score[order][by_score], positive[order][by_score], codes[by_score]
     starts = np.flatnonzero(np.r_[True, np.diff(score) > 0])  # where a new score begins: ties share a step

@@ -14,7 +14,7 @@ from evenhand.audit.equity import equity_scaled
 from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.gaps import GapTest, quality_gap
-from evenhand.audit.intervals import FeatureError, subject_codes
+from evenhand.audit.intervals import FeatureError, drawing_order, image_ranks, subject_codes
 from evenhand.audit.manifold import NEIGHBOURS, OVERLAP, Manifold, gaussian_mmd, log_inception_score, manifold_metrics
 from evenhand.audit.readings import Reading
 from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticTable, number
@@ -37,17 +37,34 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Sides:
-    """Features of both sides, (n, d) and (m, d), and their subjects."""
+    """Features of both sides, (n, d) and (m, d), their subjects, and what identifies their images (None: their rows)."""
 
     real: np.ndarray
     synthetic: np.ndarray
     real_subjects: np.ndarray
     synthetic_subjects: np.ndarray
+    real_ids: np.ndarray | None = None
+    synthetic_ids: np.ndarray | None = None
 
     @property
     def subjects(self) -> tuple[np.ndarray, np.ndarray]:
         """As the distances take them."""
         return self.real_subjects, self.synthetic_subjects
+
+    @property
+    def ids(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """As the distances take them."""
+        return self.real_ids, self.synthetic_ids
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A judge's scores (n,) of one side, its labels (1, 0, or -1 where unknown), its subjects, and what identifies its images."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    subjects: np.ndarray
+    ids: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -72,15 +89,16 @@ def quality_table(
     """A distance by subgroup, size-matched, with the real-against-real floor beside the kernel distance."""
     frame = size_matched(
         sides.real, sides.synthetic, reading.real, reading.synthetic, "kid" if metric == "kid" else "frechet",
-        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n, with_overall=False,
+        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, ids=sides.ids, min_n=how.min_n, with_overall=False,
         at_most=None if metric == "kid" else _FRECHET_AT_MOST,
     )  # fmt: skip
     floors: dict = {}
     answer: dict[str, Any] = {"worst": _name(frame.worst)}
     if metric == "kid":
         tested = quality_gap(
-            sides.real, sides.synthetic, reading.real, reading.synthetic, subjects=sides.subjects, seed=how.seed, min_n=how.min_n
-        )
+            sides.real, sides.synthetic, reading.real, reading.synthetic,
+            subjects=sides.subjects, ids=sides.ids, seed=how.seed, min_n=how.min_n,
+        )  # fmt: skip
         answer |= _answer(tested) if tested.view else {"untested": tested.reason}
         floors = {name: real_floor(sides, (reading.real == name).to_numpy(), how) for name in frame.by_group.index}
     return QualityTable(
@@ -106,7 +124,7 @@ def overlap_tables(reading: Reading, sides: Sides, encoder: str, how: Resampling
     for name in OVERLAP:
         frame = size_matched(
             sides.real, sides.synthetic, reading.real, reading.synthetic, manifolds.metric(name), higher_is_better=True,
-            repeats=min(how.repeats, 5), seed=how.seed, subjects=sides.subjects, min_n=how.min_n, at_most=_OVERLAP_AT_MOST,
+            repeats=min(how.repeats, 5), seed=how.seed, subjects=sides.subjects, ids=sides.ids, min_n=how.min_n, at_most=_OVERLAP_AT_MOST,
         )  # fmt: skip
         table = _view(reading, frame, name, encoder, {}, None)
         if name != "density":  # the others are shares
@@ -140,7 +158,7 @@ def inception_table(reading: Reading, probabilities: Sides, judge: str, how: Res
     found, beside = (
         size_matched(
             probabilities.real, probabilities.synthetic, reading.real, reading.synthetic, score, higher_is_better=True,
-            repeats=how.repeats, seed=how.seed, subjects=probabilities.subjects, min_n=how.min_n,
+            repeats=how.repeats, seed=how.seed, subjects=probabilities.subjects, ids=probabilities.ids, min_n=how.min_n,
         )
         for score in (lambda _, made: log_inception_score(made), lambda real, _: log_inception_score(real))
     )  # fmt: skip
@@ -152,7 +170,7 @@ def clip_distance_table(reading: Reading, sides: Sides, encoder: str, how: Resam
     """Gaussian-kernel distance of CLIP embeddings (CMMD) by subgroup."""
     frame = size_matched(
         sides.real, sides.synthetic, reading.real, reading.synthetic, gaussian_mmd,
-        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, min_n=how.min_n, at_most=_FRECHET_AT_MOST,
+        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, ids=sides.ids, min_n=how.min_n, at_most=_FRECHET_AT_MOST,
     )  # fmt: skip
     return _view(reading, frame, "cmmd", encoder, {}, None)
 
@@ -168,30 +186,33 @@ def _view(reading: Reading, frame: SubgroupFrame, metric: Any, encoder: str, bes
 
 def real_floor(sides: Sides, rows: np.ndarray, how: Resampling) -> Cell:
     """Kernel distance between two halves of the real images, split by subject: what a perfect generator would be measured at."""
-    codes = subject_codes(sides.real_subjects[rows], int(rows.sum()))
-    subjects = int(codes.max()) + 1 if len(codes) else 0
+    n, ids = int(rows.sum()), None if sides.real_ids is None else sides.real_ids[rows]
+    order, codes = drawing_order(image_ranks(ids, n), subject_codes(sides.real_subjects[rows], n))
+    subjects = int(codes.max()) + 1 if n else 0
     half = generator(how.seed, "real-floor").permutation(subjects)[codes] < subjects / 2 if subjects else np.zeros(0, dtype=bool)
     if min(half.sum(), (~half).sum()) < max(2, how.min_n / 2):
-        return Cell(n=len(codes), reason=f"insufficient: {len(codes)} real images to split in two")
-    features = sides.real[rows]
+        return Cell(n=n, reason=f"insufficient: {n} real images to split in two")
+    features = sides.real[rows][order]
     try:
         return Cell.of(kernel_distance(features[half], features[~half], subjects=(codes[half], codes[~half])))
     except FeatureError as error:
-        return Cell(n=len(codes), reason=f"insufficient: {error}")
+        return Cell(n=n, reason=f"insufficient: {error}")
 
 
 def semantic_table(
     reading: Reading,
     condition: str,
     value: str,
-    real: tuple[np.ndarray, np.ndarray, np.ndarray],
-    synthetic: tuple[np.ndarray, np.ndarray, np.ndarray],
+    real: Scored,
+    synthetic: Scored,
     how: Resampling,
 ) -> SemanticTable:
-    """AUC of a judge's score for ``value`` against the requested condition; each side is (scores, labels 1/0/-1, subjects)."""
+    """AUC of a judge's score for ``value`` against the requested condition."""
     found, reference = (
-        group_auc(scores, labels, groups, n_boot=how.n_boot, seed=how.seed, subjects=subjects, min_n=how.min_n)
-        for (scores, labels, subjects), groups in ((synthetic, reading.synthetic), (real, reading.real))
+        group_auc(
+            side.scores, side.labels, groups, n_boot=how.n_boot, seed=how.seed, subjects=side.subjects, ids=side.ids, min_n=how.min_n
+        )
+        for side, groups in ((synthetic, reading.synthetic), (real, reading.real))
     )
     beside = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in reference.by_group.iterrows()}
     return SemanticTable(

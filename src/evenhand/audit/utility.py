@@ -24,6 +24,7 @@ def utility_difference(
     groups: Any,
     *,
     subjects: Any = None,
+    ids: Any = None,
     n_boot: int = 1000,
     seed: int = 0,
     min_n: int = 2,
@@ -37,6 +38,7 @@ def utility_difference(
         real_trained_scores, synthetic_trained_scores: (n,), higher = more likely positive; row i of both is test image i.
         groups: (n,); NaN, -1, unknown and unspecified are no group, yet count in ``overall``.
         subjects: one id an image; None = every image its own subject. Both classifiers get the same draw of subjects.
+        ids: as in ``group_auc``.
         min_n: a group with fewer labelled images is ``insufficient``.
 
     Returns:
@@ -50,18 +52,19 @@ def utility_difference(
     >>> frame.overall.value, float(frame.by_group.loc["a", "synthetic_trained"])
     (-0.25, 0.75)
     """
-    real, synthetic, positive, codes, names, ids = both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects)
+    both = both_aligned(labels, real_trained_scores, synthetic_trained_scores, groups, subjects, ids)
+    real, synthetic, positive, codes, names, units, ranks = both
 
     def cell(rows: np.ndarray, name: str) -> tuple[Estimate, str, float, float, float]:
-        fault = one_class_reason(positive[rows], ids[rows], min_n)
+        fault = one_class_reason(positive[rows], units[rows], min_n)
         if fault:
             return Estimate(math.nan, math.nan, math.nan, int(rows.sum())), fault, math.nan, math.nan, math.nan
         tables = [{"score": side[rows], "label": positive[rows].astype(int)} for side in (real, synthetic)]
         key = derive_seed(seed, "utility", name)
-        found = paired_bootstrap("auc", *tables, subjects=ids[rows], n_boot=n_boot, seed=key)
+        found = paired_bootstrap("auc", *tables, subjects=units[rows], ids=ranks[rows], n_boot=n_boot, seed=key)
         estimate = found.estimate
         if found.before == found.after and found.before in (0.0, 1.0) and _ranked_apart(*(table["score"] for table in tables)):
-            rarer = min(len(np.unique(ids[rows & side])) for side in (positive, ~positive))
+            rarer = min(len(np.unique(units[rows & side])) for side in (positive, ~positive))
             half = 1 - 0.025 ** (1 / rarer)  # both perfect: no draw moves, yet so few subjects do not show that they are equal
             estimate = Estimate(estimate.value, -half, half, estimate.n)
         return estimate, "", found.before, found.after, found.p_value
@@ -73,12 +76,12 @@ def utility_difference(
     return SubgroupFrame.of({name: found[:2] for name, found in cells.items()}, overall, True, **more)
 
 
-def both_aligned(labels: Any, real: Any, synthetic: Any, groups: Any, subjects: Any) -> tuple:
-    """Scores of both classifiers on the rows with a known label, then whether positive, group codes and names, subject codes."""
+def both_aligned(labels: Any, real: Any, synthetic: Any, groups: Any, subjects: Any, ids: Any) -> tuple:
+    """Scores of both classifiers on the rows with a known label, then whether positive, group codes and names, subject codes, ranks."""
     sides = []
     for name, scores in (("real-trained", real), ("synthetic-trained", synthetic)):
         try:
-            sides.append(aligned_scores(scores, labels, groups, subjects))
+            sides.append(aligned_scores(scores, labels, groups, subjects, ids))
         except FeatureError as error:
             raise FeatureError(f"{name} classifier: {error}") from None
     return sides[0][0], *sides[1]
