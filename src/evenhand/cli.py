@@ -348,7 +348,7 @@ def generate(
     model: Annotated[str | None, typer.Option(help="Diffusers folder, run folder, or hub id.")] = None,
     out: Annotated[Path | None, typer.Option(help="The synthetic cohort to write.")] = None,
     like: Annotated[Path | None, typer.Option(help="Same joint mix and prompt templates as this cohort.")] = None,
-    plan: Annotated[Path | None, typer.Option(help="CSV: n, and prompt or columns of the cohort given with --like.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Table: n, and prompt or columns of the cohort given with --like.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Number of images, with --like.")] = None,
     prompt_attributes: Names = None,
     guidance_scale: Annotated[float | None, typer.Option(help="[default: 3]")] = None,
@@ -383,7 +383,7 @@ def audit(
     ] = None,
     encoder: Annotated[list[Path] | None, typer.Option(help="Vision model folder; several allowed. [default: the judges]")] = None,
     target: Annotated[str | None, typer.Option(help="Mix to hold presence against. [default: the real cohort's]")] = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV of generated images read by hand: image, and a column an attribute.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Table of generated images read by hand: image, and a column an attribute.")] = None,
     primary: Annotated[list[str] | None, typer.Option(help="Question declared beforehand, such as quality:race.")] = None,
     fail_on: Annotated[list[str] | None, typer.Option(help="Rule such as 'presence:sex>0.05'; exit 3 where it holds.")] = None,
     utility: Annotated[

@@ -111,6 +111,9 @@ def test_an_absent_group_stays_with_a_share_of_nothing() -> None:
         ("image,sex\nimages/9.png,male\n", "row 2: image 'images/9.png' is not in nowhere"),
         ("image,sex\nimages/0.png,male\nimages/0.png,male\n", "row 3: image 'images/0.png' stands twice; keep one row an image"),
         ("image,sex\nimages/0.png,man\n", "row 2: sex has no group 'man'; .*male, female"),
+        ("image,sex\nimages/0.png,male, sure\n", "row 2: 3 cells for 2 columns; quote cells that hold a comma"),
+        ("image,sex,race\nimages/0.png,male\n", "row 2: 2 of 3 cells: no value in column 'race'; the row is cut short"),
+        ("image,sex,sex\nimages/0.png,male,\n", "column 'sex' stands twice in the header"),
     ],
 )
 def test_bad_labels_name_file_row_and_value(tmp_path: Path, text: str, message: str) -> None:
@@ -123,6 +126,19 @@ def test_labels_are_found_by_image(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,sex,race\nimages/2.png,female,\nimages/0.png,unknown,\n")
     found = hand_labels(tmp_path / "labels.csv", cohort(3))
     assert list(found) == ["sex"] and found["sex"].tolist() == [None, None, "female"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("labels.csv", "image;sex\r\nimages/2.png;female\r\n".encode("utf-16")),
+        ("labels.tsv", "image\tsex\nimages/2.png\t female \n\n".encode("utf-8-sig")),
+        ("labels.json", b'[{"image": "images/2.png", "sex": "female"}, {"image": "images/1.png"}]'),
+    ],
+)
+def test_labels_are_read_as_any_table(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert hand_labels(tmp_path / name, cohort(3))["sex"].tolist() == [None, None, "female"]
 
 
 def test_a_target_of_few_patients_with_many_images_is_no_exact_one() -> None:

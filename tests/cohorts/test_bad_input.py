@@ -227,8 +227,8 @@ def test_tables_that_are_none(tmp_path) -> None:
     assert said.startswith(f"{raw / 't.parquet'}: not a readable table (")
     (raw / "labels.csv").write_bytes(b"image,sex\ngood.png,m\xe4nnlich\n")
     said = message("table", raw / "labels.csv", tmp_path / "out", ImportSettings(attributes=["sex"], encoding="utf-8"))
-    why = "not --encoding utf-8 text (invalid continuation byte, near line 1)"
-    assert said == f"{raw / 'labels.csv'}: {why}; name its real encoding"
+    why = "not utf-8 text (invalid continuation byte, near line 1)"
+    assert said == f"{raw / 'labels.csv'}: {why}; name its real encoding with --encoding"
     (raw / "t.jsonl").write_text('{"image": "good.png"}\n[1]\n')
     fault = "t.jsonl row 2: not a JSON object; each line is one image's columns"
     assert message("table", raw / "t.jsonl", tmp_path / "out") == f"{fault}; mend the data or pass --skip-bad 1"

@@ -427,7 +427,7 @@ def test_a_sheet_that_lies_about_its_size(tmp_path) -> None:
         ),
         (
             "train/patient00001/study9/view1_frontal.jpg,Male,50,Frontal,AP",
-            "5 cells, 19 columns: no value in column 'No Finding'; the row is cut short",
+            "5 of 19 cells: no value in column 'No Finding'; the row is cut short",
         ),
         (
             "CheXpert-v1.0/" + TRAIN[0],

@@ -60,7 +60,7 @@ def test_images_with_an_alpha_channel_become_grayscale(tmp_path) -> None:
             "00000009_000.png,No Finding,0,9,050Y,X,PA,1,1,1,1,",
             "Patient Gender 'X' is no known group; There is: f, m, female, male",
         ),
-        ("00000009_000.png,No Finding,0,9", "4 cells, 11 columns: no value in column 'Patient Age'; the row is cut short"),
+        ("00000009_000.png,No Finding,0,9", "4 of 11 cells: no value in column 'Patient Age'; the row is cut short"),
     ],
 )
 def test_bad_rows(tmp_path, row, fault) -> None:

@@ -260,3 +260,67 @@ def test_reserved_column_names_are_refused(tmp_path, name) -> None:
             f"rename it in the raw table, such as 'patient_{name}'"
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_of_every_kind_give_one_cohort(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", ROWS)
+    expected = import_cohort("table", raw / "labels.csv", tmp_path / "csv", ImportSettings(**COLUMNS)).table
+    table, text = pd.DataFrame(ROWS), (raw / "labels.csv").read_text()
+    table.to_excel(raw / "t.xlsx", index=False)
+    table.to_csv(raw / "indexed.csv.gz")
+    table.to_csv(raw / "semicolon.csv", sep=";", index=False, encoding="utf-16")
+    table.to_json(raw / "t.json", orient="records")
+    (raw / "t.TXT").write_text(text.replace("\n", "\r\n"))
+    for number, name in enumerate(("t.xlsx", "indexed.csv.gz", "semicolon.csv", "t.json", "t.TXT")):
+        found = import_cohort("table", raw / name, tmp_path / f"out{number}", ImportSettings(**COLUMNS)).table
+        pd.testing.assert_frame_equal(found, expected)
+
+
+def test_bad_rows_of_a_table_are_listed_and_can_be_left_out(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png", "text": f"film {i}"} for i in range(6)])
+    lines = (raw / "labels.csv").read_text().splitlines()
+    lines[2], lines[4] = '1.png,"halo', "3.png,one, two"
+    (raw / "labels.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"labels.csv row 3: a quote is opened and not closed: .* and 1 more, all listed in .*--skip-bad 2"):
+        import_cohort("table", raw, tmp_path / "out", ImportSettings(skip_bad=1))
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(skip_bad=2))
+    assert list(cohort.table["prompt"]) == ["film 0", "film 2", "film 4", "film 5"]
+    assert [fault.split(":")[0] for fault in cohort.schema.made["skipped"]] == ["labels.csv row 3", "labels.csv row 5"]
+    assert len(import_cohort("table", raw, tmp_path / "first", ImportSettings(limit=1))) == 1
+
+
+def test_a_key_that_a_line_lacks_is_missing(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png"} for i in range(3)])
+    (raw / "labels.csv").unlink()
+    (raw / "t.jsonl").write_text('{"image": "0.png"}\n{"image": "1.png", "sex": "f", "boxes": [[1, 2]]}\n{"image": "2.png", "sex": null}\n')
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"]))
+    assert list(cohort.table["sex"]) == ["unknown", "f", "unknown"]
+    with pytest.raises(UserError) as error:
+        import_cohort("table", raw, tmp_path / "boxes", ImportSettings(attributes=["boxes"]))
+    fault = "t.jsonl row 2: column 'boxes' holds nested values or bytes; write them as plain columns"
+    assert str(error.value) == f"{fault}; mend the data or pass --skip-bad 1"
+
+
+def test_the_encoding_is_noted_or_named(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png", "sex": "x"} for i in range(2)])
+    (raw / "labels.csv").write_bytes("image,sex\n0.png,männlich\n1.png,weiblich\n".encode("cp1252"))
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"]))
+    note = "labels.csv: not UTF-8, read as cp1252; where letters are wrong, name the encoding with --encoding"
+    assert list(cohort.table["sex"]) == ["männlich", "weiblich"] and note in notes_on(cohort)
+    (raw / "labels.csv").write_bytes("image,sex\n0.png,мужской\n1.png,женский\n".encode("cp1251"))
+    cohort = import_cohort("table", raw, tmp_path / "named", ImportSettings(attributes=["sex"], encoding="cp1251"))
+    assert list(cohort.table["sex"]) == ["мужской", "женский"] and not any("labels.csv" in note for note in notes_on(cohort))
+    with pytest.raises(UserError, match="--encoding: no text encoding of this name; name one such as"):
+        ImportSettings.resolve(encoding="klingon")
+
+
+def test_what_lies_beside_a_table_is_no_table(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", ROWS)
+    (raw / "readme.txt").write_text("read me")
+    (raw / "dataset_info.json").write_text("{}")
+    assert len(import_cohort("table", raw, tmp_path / "out")) == 3
+    (raw / "labels.csv").rename(raw / "labels.xls")
+    for name in ("readme.txt", "dataset_info.json"):
+        (raw / name).unlink()
+    with pytest.raises(UserError, match=r"labels.xls: an old Excel workbook; open it and save it as .xlsx or CSV"):
+        import_cohort("table", raw, tmp_path / "old")

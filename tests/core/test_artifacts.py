@@ -213,3 +213,16 @@ def test_cache_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("EVENHAND_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder("latents") == tmp_path / "xdg" / "evenhand" / "latents"
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_that_another_editor_saved(tmp_path: Path, codec: str) -> None:
+    (tmp_path / "x.json").write_bytes('{"a": "ä"}'.encode(codec))
+    assert read_json(tmp_path / "x.json") == {"a": "ä"}
+
+
+@pytest.mark.parametrize("data", ['{"a": "ä"}'.encode("cp1252"), b"[" * 200_000, b"9" * 5000])
+def test_json_that_is_none_is_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.json: not valid JSON \(.*\); restore the file or make it anew"):
+        read_json(tmp_path / "x.json")

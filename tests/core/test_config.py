@@ -66,6 +66,31 @@ def test_files_that_are_none(tmp_path) -> None:
         Trial.resolve(write(tmp_path, ""))
 
 
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_of_windows_editors(tmp_path, codec) -> None:
+    (tmp_path / "config.yaml").write_bytes("cohort: Röntgen\r\nsteps: 3\r\n".encode(codec))
+    assert Trial.resolve(tmp_path / "config.yaml") == Trial(cohort="Röntgen", steps=3)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("cohort: Röntgen\n".encode("cp1252"), "not readable text (invalid start byte at position 9); save it as UTF-8"),
+        (b"cohort: a\nsteps: 3\nsteps: 4\n", "not valid YAML (key 'steps' stands twice, line 3); mend the file"),
+        (b"cohort: a\n\tsteps: 3\n", "not valid YAML (found character '\\t' that cannot start any token, line 2); mend the file"),
+        (b"cohort: 2020-13-01\n", "not valid YAML (month must be in 1..12); mend the file"),
+        (b"\x00\x01", "not readable text (special characters are not allowed at position 0); save it as UTF-8"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_line(tmp_path, data, said) -> None:
+    (tmp_path / "config.yaml").write_bytes(data)
+    with pytest.raises(UserError) as error:
+        Trial.resolve(tmp_path / "config.yaml")
+    assert str(error.value) == f"{tmp_path / 'config.yaml'}: {said}"
+    with pytest.raises(UserError, match="cannot be read"):
+        Trial.resolve(tmp_path)
+
+
 def test_yaml_makes_no_objects(tmp_path) -> None:
     with pytest.raises(UserError, match="not valid YAML"):
         Trial.resolve(write(tmp_path, f"cohort: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n"))

@@ -175,9 +175,9 @@ def test_faults_are_named_with_their_row(text: str, message: str, cohort: Cohort
 def test_files_that_are_none(cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         _plan(tmp_path / "absent.csv", cohort)
-    assert str(error.value) == f"{tmp_path}/absent.csv: no such file; --plan wants a CSV with a column n"
-    for bad in (_file(tmp_path, ""), tmp_path):
-        with pytest.raises(UserError, match="not a readable CSV"):
+    assert str(error.value) == f"{tmp_path}/absent.csv: no such file; --plan wants a table with a column n"
+    for bad, why in ((_file(tmp_path, ""), "the file is empty; restore it"), (tmp_path, "not a file; name the table itself")):
+        with pytest.raises(UserError, match=why):
             _plan(bad, cohort)
     with pytest.raises(UserError) as error:
         _plan(_file(tmp_path, "n,sex\n1,male\n"), None)
@@ -186,3 +186,43 @@ def test_files_that_are_none(cohort: Cohort, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="--prompt-attributes: no attribute 'sexe'; did you mean 'sex'"):
         _plan(_file(tmp_path, "n,sex\n1,male\n"), cohort, ["sexe"])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("bom.csv", "n,prompt\r\n2,skin lesion\r\n".encode("utf-8-sig")),
+        ("utf16.csv", "n,prompt\n2,skin lesion\n".encode("utf-16")),
+        ("semicolon.csv", b"n;prompt\n2;skin lesion\n"),
+        ("blanks.csv", b"n, prompt\n 2, skin lesion \n"),
+        ("tab.tsv", b"prompt\tn\nskin lesion\t2\n"),
+        ("lines.jsonl", b'{"n": 2, "prompt": "skin lesion"}\n'),
+    ],
+)
+def test_plans_that_people_write(name: str, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert _plan(tmp_path / name, None).table["prompt"].tolist() == ["skin lesion"] * 2
+
+
+def test_a_row_of_a_plan_is_whole_or_refused(cohort: Cohort, tmp_path: Path) -> None:
+    for text, fault in (
+        ("prompt,n\nskin, female,2\nother,1\n", "row 2: 3 cells for 2 columns; quote cells that hold a comma"),
+        ("n,prompt\n1,whole\n\n2\n", "row 4: 1 of 2 cells: no value in column 'prompt'; the row is cut short"),
+        ('n,prompt\n1,"open\n2,other\n', "row 2: a quote is opened and not closed: '1,\"open'; close the quote, and double each quote "),
+        ("n,prompt,prompt\n2,one,two\n", "column 'prompt' stands twice in the header (columns 2 and 3); rename or remove one of the two"),
+    ):
+        path = _file(tmp_path, text)
+        with pytest.raises(UserError) as error:
+            _plan(path, None)
+        assert str(error.value).startswith(f"{path}: {fault}")
+
+
+def test_a_blank_line_does_not_move_the_row_that_is_named(cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"row 5: sex has no group 'femal'"):
+        _plan(_file(tmp_path, "n,sex\n1,male\n\n,\n1,femal\n"), cohort)
+
+
+def test_the_encoding_of_a_plan_is_said(cohort: Cohort, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.csv").write_bytes("n,prompt\n1,Röntgenbild\n".encode("cp1252"))
+    assert _plan(tmp_path / "plan.csv", None).table["prompt"].tolist() == ["Röntgenbild"]
+    assert "plan.csv: not UTF-8, read as cp1252; where letters are wrong, save it as UTF-8" in " ".join(capsys.readouterr().err.split())

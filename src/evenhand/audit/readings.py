@@ -12,9 +12,11 @@ import pandas as pd
 
 from evenhand.audit.result import Basis
 from evenhand.cohorts.cohort import Cohort
+from evenhand.cohorts.tables import TableReader
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNKNOWN, UNSPECIFIED, known
 from evenhand.core.names import joint_label, quoted
+from evenhand.core.progress import warn
 
 FEW_SILENT = 0.05  # of the images; where no more are silent they are left out, and no judge is asked
 
@@ -128,36 +130,38 @@ def hand_labels(path: Path, synthetic: Cohort) -> dict[str, pd.Series]:
     """Labels that a person gave some generated images: column -> a label an image of the cohort, missing where nobody looked.
 
     Args:
-        path: CSV with the column ``image``, as in the cohort's table, and one column an attribute; empty cells are not labelled.
+        path: a table with the column ``image``, as in the cohort's table, and one column an attribute; empty cells are not labelled.
 
     Raises:
         UserError: no such file, no such column, image or group, or an image twice; file, row and value are named.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"--labels {path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
-    columns = [name for name in table.columns if name in synthetic.schema.attributes]
-    if "image" not in table.columns or not columns:
+    if not path.exists():
+        raise UserError(f"--labels {path}: no such file; name the table of labels")
+    reader = TableReader(remedy="save it as UTF-8")
+    header = reader.columns(path)
+    columns = [name for name in header if name in synthetic.schema.attributes]
+    if "image" not in header or not columns:
         wanted = ", ".join(synthetic.schema.attributes)
-        raise UserError(f"--labels {path}: wants a column image and one or more of {wanted}; it has {', '.join(table.columns)}")
+        raise UserError(f"--labels {path}: wants a column image and one or more of {wanted}; it has {', '.join(header)}")
     places = {str(image): place for place, image in enumerate(synthetic.table["image"])}
     found = {name: pd.Series([None] * len(synthetic), dtype=object) for name in columns}
     seen: set[str] = set()
-    for row, record in enumerate(table.to_dict("records"), start=2):
-        image = str(record["image"])
+    for row, record in reader.whole(path, ("image", *columns)):
+        image = record["image"]
         if image not in places:
             raise UserError(f"--labels {path}: row {row}: image {image!r} is not in {synthetic.root}; {did_you_mean(image, places)}")
         if image in seen:
             raise UserError(f"--labels {path}: row {row}: image {image!r} stands twice; keep one row an image")
         seen.add(image)
         for name in columns:
-            value = str(record[name]).strip()
+            value = record[name]
             if value and value not in (UNKNOWN, UNSPECIFIED):
                 groups = synthetic.schema.attributes[name]
                 if value not in groups:
                     raise UserError(f"--labels {path}: row {row}: {name} has no group {value!r}; {did_you_mean(value, groups)}")
                 found[name].iloc[places[image]] = value
+    for note in reader.notes():
+        warn(note)
     return {name: labels for name, labels in found.items() if labels.notna().any()}
 
 

@@ -89,7 +89,7 @@ class DelimitedTable:
         cells = next((cells for _, cells in self._records(form, None)), [])
         if isinstance(cells, BadRow):
             raise UserError(f"{self.path}: the header: {cells}")
-        remedy = f"; quote cells that hold a {DELIMITERS.get(form.delimiter, form.delimiter)}"
+        remedy = f"quote cells that hold a {DELIMITERS.get(form.delimiter, form.delimiter)}"
         joined = _joined(cells, form.delimiter)
         if len(joined) < len(cells):
             loose = Header(self.path, [], remedy=remedy)

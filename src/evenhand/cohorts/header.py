@@ -6,6 +6,7 @@ import datetime
 import difflib
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from evenhand.cohorts.values import BadRow
@@ -20,19 +21,19 @@ class Header:
 
     Args:
         cells: the header's cells; empty ones at its end name no column.
+        remedy: what to do about a row of too many cells.
 
     Raises:
         UserError: a name that stands twice.
     """
 
-    def __init__(self, path: Path, cells: Sequence[str], *, remedy: str = "") -> None:
+    def __init__(self, path: Path, cells: Sequence[str], *, remedy: str = "name every column in the header") -> None:
         names = [clean(name) for name in cells]
         while names and not names[-1]:
             names.pop()
         check_distinct(path, names)
         self.names, self.remedy = names, remedy
         self.columns = [name for name in names if name]
-        self.numbered = False  # whether the first column has no name and counts rows, as pandas and R write it
 
     def row(self, cells: Sequence[str]) -> Row | BadRow | None:
         """One row by column name; what is wrong with it; or None where all its cells are empty."""
@@ -42,14 +43,13 @@ class Header:
         width = len(self.names)
         if len(values) < width:
             missing = self.names[len(values)] or f"number {len(values) + 1}"
-            return BadRow(f"{len(values)} cells, {width} columns: no value in column {missing!r}; the row is cut short")
+            return BadRow(f"{len(values)} of {width} cells: no value in column {missing!r}; the row is cut short")
         if any(values[width:]):
-            return BadRow(f"{len(values)} cells, {width} columns: {values[-1][:40]!r} belongs to none{self.remedy}")
+            number = max(index for index, value in enumerate(values, start=1) if value)
+            return BadRow(f"{number} cells for {width} columns; {self.remedy}")
         for index, (name, value) in enumerate(zip(self.names, values, strict=False)):
-            if value and not name:
-                if index or not value.isdecimal():
-                    return BadRow(f"value {value[:40]!r} in column {index + 1}, which has no name; name it in the header, or empty it")
-                self.numbered = True
+            if value and not name and (index or not value.isdecimal()):  # a first column of row numbers is what pandas and R write
+                return BadRow(f"value {value[:40]!r} in column {index + 1}, which has no name; name it in the header, or empty it")
         return {name: value for name, value in zip(self.names, values, strict=False) if name}
 
 
@@ -63,6 +63,8 @@ def cell_text(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return str(int(value))
     if isinstance(value, bytes):
         return clean(value.decode("utf-8"))

@@ -80,6 +80,13 @@ class TableReader:
                 raise UserError(f"{path.parent / place}: {row}")
             yield place, row
 
+    def whole(self, path: Path, required: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
+        """As ``good_rows``, with the number alone."""
+        for number, row in self.numbered(path, required):
+            if isinstance(row, BadRow):
+                raise UserError(f"{path}: row {number}: {row}")
+            yield number, row
+
     def numbered(self, path: Path, required: Sequence[str] = ()) -> Iterator[tuple[int, Row | BadRow]]:
         """As ``rows``, with the number alone."""
         table = self._open(path)
@@ -90,7 +97,7 @@ class TableReader:
                 if row is None:
                     empty += 1
                 elif isinstance(row, dict) and len(row) < len(table.names) and (lacking := [name for name in required if name not in row]):
-                    yield number, BadRow(f"column {lacking[0]!r} holds nested values; write them as columns of their own")
+                    yield number, BadRow(f"column {lacking[0]!r} holds nested values or bytes; write them as plain columns")
                 else:
                     yield number, row
         self._empty[path] = empty
@@ -164,9 +171,11 @@ class ParquetTable:
         self.notes: list[str] = []
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            nested = [field.name for field in schema if pa.types.is_nested(field.type)]
+            nested += [field.name for field in schema if _is_bytes(field.type) and not _is_text(file, field.name)]
         self.names = [clean(name) for name in schema.names]
         check_distinct(path, self.names)
-        self.plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
+        self.plain = [name for name in schema.names if name not in nested]  # the rest may be whole images, which are not even read
 
     def rows(self) -> Iterator[tuple[int, Row | BadRow | None]]:
         """Rows by column name, counted from 1."""
@@ -179,6 +188,16 @@ class ParquetTable:
                     number += 1
                     row = {name: value for name, value in zip(names, values, strict=True) if value is not None}
                     yield number, row if any(row.values()) else None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _is_text(file: pq.ParquetFile, name: str) -> bool:
+    """Whether the first bytes of a column are text, as some writers store it."""
+    first = next(file.iter_batches(batch_size=16, columns=[name]), None)
+    return first is None or None not in _texts(first.column(0))
 
 
 def _texts(column: pa.Array) -> list[str | None]:

@@ -128,7 +128,7 @@ def open_text(path: Path, encoding: str | None = None, remedy: str = "save it as
     bom = next((codec for start, codec in _BOMS if head.startswith(start)), None)
     if encoding:
         codec = bom if bom and codecs.lookup(encoding).name.replace("_", "-").startswith(bom[:5]) else encoding
-        return _checked(TextFile(path, codec), f"--encoding {encoding}", "name its real encoding")
+        return _checked(TextFile(path, codec), encoding, "name its real encoding with --encoding")
     if bom:
         return _checked(TextFile(path, bom), bom.removesuffix("-sig").upper(), remedy)
     if b"\0" in head:
@@ -177,10 +177,12 @@ def _guessed(path: Path, remedy: str) -> TextFile:
                     decoder.decode(chunk)
                 except UnicodeDecodeError as error:
                     valid, where = False, lines + chunk[: max(0, error.start)].count(b"\n")
+            lines += chunk.count(b"\n")
+            if chunk.isascii() and valid:
+                continue
             letters += len(_UTF8_LETTER.findall(chunk))
             high += len(_HIGH.findall(_UTF8_LETTER.sub(b"", chunk)))
             cp1252 = cp1252 and not _NOT_CP1252.search(chunk)
-            lines += chunk.count(b"\n")
             if not valid and _CONTROL.search(chunk):
                 raise UserError(f"{path}: control characters among its bytes: no text, or a damaged file; restore it")
     if valid and not decoder.getstate()[0]:
@@ -213,6 +215,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as file:
             yield file
         return
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            raise UserError(f"{path}: not packed with gzip, as its name says; take .gz off its name, or restore it")
     with gzip.open(path) as packed, io.BufferedReader(_Bounded(packed, path)) as file:
         yield file
 

@@ -59,10 +59,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON, or say in one line why not."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())  # of bytes, so that the mark that some editors put first is no fault
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); restore the file or make it anew") from None
 
 

@@ -52,13 +52,39 @@ class Settings(BaseModel):
         write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no key twice: of two the last would count without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _brief(error: Exception) -> str:
+    """What is wrong, and in which line."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{problem}, line {mark.line + 1}" if mark else str(problem)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_bytes(), _Loader)  # of bytes: UTF-8 or UTF-16, with a mark or without
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --config wants a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); mend the file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); --config wants a YAML file") from None
+    except yaml.reader.ReaderError as error:
+        raise UserError(f"{path}: not readable text ({error.reason} at position {error.position}); save it as UTF-8") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates and numbers that there are not
+        raise UserError(f"{path}: not valid YAML ({_brief(error)}); mend the file") from None
     if not isinstance(values or {}, dict):
         raise UserError(f"{path}: a list or a single value; --config wants lines of the form 'key: value'")
     return {str(key).replace("-", "_"): value for key, value in (values or {}).items()}

@@ -12,8 +12,10 @@ import pandas as pd
 from evenhand.cohorts.cohort import Cohort
 from evenhand.cohorts.prompts import check_state, template_pattern, write_prompt
 from evenhand.cohorts.sources.captions import mine
+from evenhand.cohorts.tables import TableReader
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import NOT_GROUPS, UNSPECIFIED, known, observed_mix
+from evenhand.core.progress import warn
 from evenhand.core.randomness import derive_seed
 
 
@@ -99,28 +101,32 @@ def _names(caption: str, column: str, group: object) -> bool:
 
 
 def plan_from_file(path: Path, *, prompt_attributes: Sequence[str] | None, like: Cohort | None, seed: int) -> Plan:
-    """A CSV with a column ``n`` and either ``prompt`` or columns of attributes and conditions of the cohort ``like``.
+    """A table with a column ``n`` and either ``prompt`` or columns of attributes and conditions of the cohort ``like``.
 
     Raises:
-        UserError: unreadable, a column or a value that ``like`` lacks, or an ``n`` that is not a whole number.
+        UserError: unreadable, a row that is not whole, a column or a value that ``like`` lacks, or an ``n`` that is not a whole number.
     """
-    try:
-        strata = pd.read_csv(path, dtype="str", keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; --plan wants a CSV with a column n") from None
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable CSV ({error}); --plan wants a CSV with a column n") from None
-    if "n" not in strata:
-        raise UserError(f"{path}: no column 'n'; {did_you_mean('n', strata.columns)}")
+    strata = _read(path)
     if "prompt" not in strata and like is None:
         raise UserError(f"{path}: no column 'prompt'; add it, or name the cohort whose templates write prompts with --like")
     attributes = dict(like.schema.attributes) if like else {}
     conditions = dict(like.schema.conditions) if like else {}
-    strata["n"] = [_count(path, row, value) for row, value in enumerate(strata["n"], start=2)]
+    strata["n"] = [_count(path, row, value) for row, value in strata["n"].items()]
     for column in strata.columns.difference(["n", "prompt"]):
         _check_values(path, strata, column, {**attributes, **conditions})
     stated = _stated(prompt_attributes, attributes)
     return _expanded(strata, like.schema.modality if like else "mixed", attributes, conditions, stated, seed)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """The plan as text; its index is the number of each row in the file."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; --plan wants a table with a column n")
+    reader = TableReader(remedy="save it as UTF-8")
+    columns, rows = reader.columns(path), dict(reader.whole(path, ("n",)))
+    for note in reader.notes():
+        warn(note)
+    return pd.DataFrame(list(rows.values()), index=list(rows), columns=columns, dtype="str").fillna("")
 
 
 def _stated(prompt_attributes: Sequence[str] | None, attributes: Mapping[str, list[str]]) -> list[str]:
@@ -128,7 +134,7 @@ def _stated(prompt_attributes: Sequence[str] | None, attributes: Mapping[str, li
     return list(attributes) if chosen is None else chosen
 
 
-def _count(path: Path, row: int, value: str) -> int:
+def _count(path: Path, row: object, value: str) -> int:
     if not (value.strip().isascii() and value.strip().isdigit()):
         raise UserError(f"{path}: row {row}: n is {value!r}; write a whole number of images")
     return int(value)
@@ -137,7 +143,7 @@ def _count(path: Path, row: int, value: str) -> int:
 def _check_values(path: Path, strata: pd.DataFrame, column: str, schema: Mapping[str, list[str]]) -> None:
     if column not in schema:
         raise UserError(f"{path}: unknown column {column!r}; {did_you_mean(column, ['n', 'prompt', *schema])}")
-    for row, value in enumerate(strata[column], start=2):
+    for row, value in strata[column].items():
         if value not in (*schema[column], "", UNSPECIFIED):
             raise UserError(f"{path}: row {row}: {column} has no group {value!r}; {did_you_mean(value, schema[column])}")
 
