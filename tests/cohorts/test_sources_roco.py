@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cohorts.raw_data import ROCO_CAPTIONS, picture_bytes, png_bomb, real_data, write_roco, write_roco2
+from PIL import Image
 
 from evenhand import cli
 from evenhand.cohorts.checking import check_cohort, group_counts, notes_on
@@ -153,7 +154,7 @@ def test_ids_that_lead_out(tmp_path, name, fault) -> None:
     (tmp_path / "secret.jpg").write_bytes(picture_bytes(1))
     name = name.format(absolute=tmp_path / "secret")
     raw = write_roco(tmp_path / "raw", [(name, " scan", "", "")])
-    assert refusal(raw) == f"data/train/radiology/captions.txt row 1: {name}: {fault}{END}"
+    assert refusal(raw) == f"data/train/radiology/captions.txt row 1: {name}.jpg: {fault}{END}"
 
 
 def test_damaged_image(tmp_path) -> None:
@@ -251,6 +252,27 @@ def test_version_2_of_the_hub(tmp_path) -> None:
     assert list(cohort.table["sha256"])[:20] == list(cohort.table["sha256"])[20:]
     assert list(cohort.table["age_group"])[:4] == ["<60", "<60", "<60", ">=60"]
     assert set(cohort.table["cuis"]) == {"C1;C2"} and set(cohort.table["licence"]) == {"unknown"}
+
+
+@pytest.mark.parametrize("folder", ["data", "", "default"])
+def test_version_1_of_the_hub_has_no_concepts(tmp_path, folder) -> None:
+    raw = write_hub(tmp_path / "raw", [{"bytes": picture_bytes(number), "path": None} for number in range(3)], folder)
+    for path in raw.rglob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["cui"]), path)
+    cohort = imported(raw)
+    assert list(cohort.table["split"]) == ["train"] * 3 + ["val"] * 3 and set(cohort.table["cuis"]) == {""}
+    assert cohort.schema.source.startswith("ROCO (Pelka") and cohort.table["prompt"][1] == "CT of a 40-year-old man"
+
+
+def test_images_in_capitals_and_with_other_endings(tmp_path) -> None:
+    raw = write_roco(tmp_path / "raw")
+    images = sorted((raw / "data/train/radiology/images").iterdir())
+    images[0].rename(images[0].with_suffix(".JPG"))
+    Image.open(images[1]).save(images[1].with_suffix(".png"))
+    images[1].unlink()
+    (images[2].parent / f"._{images[2].name}").write_bytes(b"")
+    images[2].unlink()
+    assert len(imported(raw)) == 3
 
 
 def test_rows_of_the_hub_without_bytes(tmp_path) -> None:

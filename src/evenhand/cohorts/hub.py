@@ -25,8 +25,10 @@ _SHARD = re.compile(r"([a-z]+)(?:[-_.]\d+(?:-of-(\d+))?(?:-[0-9a-f]{8,})?)?", re
 class Features:
     """What the schema of a Parquet file says of its columns."""
 
+    names: tuple[str, ...]  # of all columns
     images: tuple[str, ...]  # structs of bytes and path
     binaries: tuple[str, ...]  # plain bytes, which may be images
+    lists: tuple[str, ...]  # several structs in one cell
     labels: dict[str, list[str]]  # columns of class numbers -> the names of the classes
 
 
@@ -44,8 +46,10 @@ def read_features(path: Path) -> Features:
     typed = {name: feature.get("_type") for name, feature in stated.items() if isinstance(feature, dict)}
     images = tuple(field.name for field in schema if _is_struct_of_bytes(field.type) or typed.get(field.name) == "Image")
     binaries = tuple(field.name for field in schema if _is_binary(field.type) and field.name not in images)
+    lists = tuple(field.name for field in schema if _is_list(field.type) and _is_struct_of_bytes(field.type.value_type))
     names = {name: stated[name].get("names") for name, kind in typed.items() if kind == "ClassLabel"}
-    return Features(images, binaries, {name: list(map(str, found)) for name, found in names.items() if isinstance(found, list)})
+    labels = {name: list(map(str, found)) for name, found in names.items() if isinstance(found, list)}
+    return Features(tuple(schema.names), images, binaries, lists, labels)
 
 
 class StoredImages:
@@ -132,9 +136,9 @@ def missing_shards(shards: Sequence[tuple[Path, str]]) -> list[str]:
     """What to say of splits of which not every shard is there."""
     notes: list[str] = []
     totals: dict[str, list[int]] = {}
-    for path, split in shards:
-        match = _SHARD.fullmatch(path.stem)
-        if match and match[2]:
+    for path, _ in shards:
+        match, split = _SHARD.fullmatch(path.stem), split_of_name(path.stem)
+        if match and match[2] and split:
             totals.setdefault(split, []).append(int(match[2]))
     for split, counts in totals.items():
         if len(counts) < max(counts):
@@ -145,10 +149,10 @@ def missing_shards(shards: Sequence[tuple[Path, str]]) -> list[str]:
 def _shards_in(folder: Path) -> list[tuple[Path, str]]:
     for base in (folder, folder / "data"):
         files = _parquet_files(base)
-        found = [(path, split) for path in files if (split := _split_of_name(path.stem))]
+        found = [(path, split) for path in files if (split := split_of_name(path.stem))]
         if found:
             return found
-    return [(path, split) for base in subfolders(folder) if (split := _split_of_name(base.name)) for path in _parquet_files(base)]
+    return [(path, split) for base in subfolders(folder) if (split := split_of_name(base.name)) for path in _parquet_files(base)]
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -157,7 +161,13 @@ def _parquet_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".parquet" and path.is_file() and not is_junk(path.name))
 
 
-def _split_of_name(name: str) -> str | None:
+def find_arrow(raw: Path) -> bool:
+    """Whether a folder is one of ``save_to_disk``: Arrow files, in it or in the folders of its splits."""
+    return any(path.suffix.lower() == ".arrow" for folder in (raw, *subfolders(raw)) for path in folder.iterdir())
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that a file's stem or a folder's name says, such as ``train-00000-of-00002``; None where it says none."""
     match = _SHARD.fullmatch(name)
     try:
         return parse_split(match[1]) if match else None
@@ -183,6 +193,10 @@ def _is_struct_of_bytes(kind: pa.DataType) -> bool:
         return False
     held = kind.field("bytes").type  # null where every row names a file instead
     return _is_binary(held) or bool(pa.types.is_null(held) and kind.get_field_index("path") >= 0)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _unreadable(table: Path, error: Exception) -> UserError:

@@ -106,6 +106,12 @@ class TableReader:
         """The columns of a table: its header, or the keys of all its JSON objects."""
         return list(self._open(path).names)
 
+    def leave_out(self, path: Path, column: str) -> None:
+        """Do not read one column of a Parquet file as text: it holds images, and a row that has nothing else is a row all the same."""
+        table = self._open(path)
+        if isinstance(table, ParquetTable):
+            table.leave_out(column)
+
     def lines(self, path: Path) -> Iterator[str]:
         """Lines of a text file that is no table, without their ends."""
         if not path.stat().st_size:
@@ -176,18 +182,27 @@ class ParquetTable:
         self.names = [clean(name) for name in schema.names]
         check_distinct(path, self.names)
         self.plain = [name for name in schema.names if name not in nested]  # the rest may be whole images, which are not even read
+        self.has_images = False
+
+    def leave_out(self, column: str) -> None:
+        """Take a column of images out of the rows."""
+        self.plain = [name for name in self.plain if name != column]
+        self.has_images = True
 
     def rows(self) -> Iterator[tuple[int, Row | BadRow | None]]:
         """Rows by column name, counted from 1."""
         number = 0
         with pq.ParquetFile(self.path) as file:
+            if not self.plain and self.has_images:
+                yield from ((number, {}) for number in range(1, file.metadata.num_rows + 1))
+                return
             for batch in file.iter_batches(batch_size=1024, columns=self.plain):
                 names = [clean(name) for name in batch.schema.names]
                 columns = [_texts(column) for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     number += 1
                     row = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-                    yield number, row if any(row.values()) else None
+                    yield number, row if self.has_images or any(row.values()) else None
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from evenhand.cohorts.cohort import SPLITS
+from evenhand.cohorts.hub import find_shards, missing_shards
 from evenhand.cohorts.images import Picture
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.sources.captions import mine
@@ -43,7 +44,8 @@ class Roco(Source):
             raise UserError("--prompt-attributes: the prompts of 'roco' are its captions; leave the option out")
         self.layout = _layout(raw, self.reader)
         self.facts["layout"] = type(self.layout).__name__.removesuffix("Layout").lower()
-        if not isinstance(self.layout, TextLayout):
+        self.lookup = self.layout.lookup
+        if isinstance(self.layout, ArchiveLayout) or (isinstance(self.layout, ParquetLayout) and self.layout.has_concepts):
             self.citation = CITATION_2
         self.kinds = (RADIOLOGY, OTHER) if "kind" in self.conditions else (RADIOLOGY,)
         self.wanted = self._wanted_licences()
@@ -92,6 +94,8 @@ class Roco(Source):
             notes.append(f"{number} captions name a sex or an age that is not taken: {why}")
         if self.counts["moved"]:
             notes.append(f"{self.counts['moved']} images are in another split than published, since their article has held-out images")
+        if isinstance(self.layout, ParquetLayout):
+            notes += missing_shards(self.layout.shards)
         if not self.layout.has_articles:
             notes.append("articles are not told: every image is a subject of its own, and images of one article may lie in several splits")
         return notes
@@ -124,9 +128,9 @@ def _layout(raw: Path, reader: TableReader) -> Layout:
     base = TextLayout.base(raw)
     if base is not None:
         return TextLayout(raw, reader, base)
-    tables = ParquetLayout.find_tables(raw)
-    if tables:
-        return ParquetLayout(raw, reader, tables)
+    shards = find_shards(raw)
+    if shards:
+        return ParquetLayout(raw, reader, shards)
     archives = ArchiveLayout(raw, reader)
     if archives.tables:
         return archives

@@ -13,11 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from evenhand.cohorts.arrays import BOUNDED
+from evenhand.cohorts.hub import StoredImages, batches, read_features
 from evenhand.cohorts.images import BadImage, Picture, inside, open_picture
+from evenhand.cohorts.lookup import Lookup, NoFile, fold, is_junk, subfolders
 from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row, TableReader
 from evenhand.cohorts.values import BadRow, LeftOut
@@ -41,6 +40,7 @@ class Layout(ABC):
 
     def __init__(self, raw: Path, reader: TableReader) -> None:
         self.raw, self.reader = raw, reader
+        self.lookup = Lookup(raw)
 
     @abstractmethod
     def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row | BadRow]]:
@@ -61,16 +61,10 @@ class Layout(ABC):
             LeftOut: it is not there, as happens to many images of ROCO.
             BadRow: its path leads out of the raw folder.
         """
-        for ending in ENDINGS:
-            name = f"{row['place']}/{row['id']}{ending}"
-            try:
-                for path in (f"{row['id']}{ending}", name):  # the bare id first: an absolute one must not hide behind a folder
-                    inside(self.raw, path)
-                if (self.raw / name).is_file():
-                    return name
-            except BadImage as fault:
-                raise BadRow(f"{row['id']}: {fault}") from None
-        raise LeftOut(MISSING)
+        found = self.lookup.seek(row["id"], [row["place"]], ENDINGS)
+        if found is None:
+            raise LeftOut(MISSING)
+        return found
 
     def open(self, place: str) -> Picture:
         """The pixels of an image that ``find`` has found."""
@@ -92,7 +86,7 @@ class TextLayout(Layout):
     @staticmethod
     def base(raw: Path) -> Path | None:
         """The folder of the splits in ``raw``, in its ``data`` folder, or one folder further down."""
-        below = [path for path in sorted(raw.iterdir()) if path.is_dir()]
+        below = subfolders(raw)
         folders = [raw, raw / "data", *below, *(path / "data" for path in below)]
         files = [f"{split}/{kind}/captions.txt" for split in SPLITS for kind in (RADIOLOGY, OTHER)]
         return next((folder for folder in folders if any((folder / name).is_file() for name in files)), None)
@@ -201,7 +195,7 @@ class ArchiveLayout(Layout):
         split, key = row["place"], row["id"]
         name = f"{split}_images.zip"
         if (self.raw / name).is_file():
-            members = self._members(name).get(key, [])
+            members = self._members(name).get(fold(key), [])
             if len(members) > 1:
                 raise BadRow(f"{name} holds {members[0]} and {members[1]} for one id; keep one of the two")
             if not members:
@@ -248,8 +242,8 @@ class ArchiveLayout(Layout):
             found: dict[str, list[str]] = {}
             for member in self._archive(name).namelist():
                 path = PurePosixPath(member.replace("\\", "/"))
-                if path.suffix.lower() in ENDINGS and not path.name.startswith("."):  # macOS packs ._name beside name
-                    found.setdefault(path.stem, []).append(member)
+                if path.suffix.lower() in ENDINGS and not is_junk(path.name):  # macOS packs ._name beside name
+                    found.setdefault(fold(path.stem), []).append(member)
             self.members[name] = found
         return self.members[name]
 
@@ -275,46 +269,37 @@ class ArchiveLayout(Layout):
 
 
 class ParquetLayout(Layout):
-    """ROCOv2 as on the hub: ``data/{train,validation,test}-*.parquet`` with ``image`` (bytes, path), ``image_id``, ``caption``, ``cui``."""
+    """ROCO as on the hub: ``data/{train,validation,test}-*.parquet`` with ``image``, ``image_id``, ``caption``, in v2 ``cui``."""
 
-    licence = "CC BY or CC BY-NC, by article"
     has_articles = False
-    batch = 16  # images that are in memory at once
 
-    def __init__(self, raw: Path, reader: TableReader, tables: list[Path]) -> None:
+    def __init__(self, raw: Path, reader: TableReader, shards: list[tuple[Path, str]]) -> None:
         super().__init__(raw, reader)
-        self.tables = tables
-        self.pictures: tuple[str, int, Iterator[dict | None]] | None = None  # table, rows read, the rest
-        self.last: dict | None = None  # the image of the row that was read last
-
-    @staticmethod
-    def find_tables(raw: Path) -> list[Path]:
-        """The Parquet files whose names begin with a split, in ``raw`` or its ``data`` folder."""
-        for folder in (raw, raw / "data"):
-            found = [path for path in sorted(folder.glob("*.parquet")) if path.name.split("-")[0].split(".")[0].lower() in SPLITS]
-            if found:
-                return found
-        return []
+        self.shards = shards
+        self.has_concepts = "cui" in read_features(shards[0][0]).names
+        self.licence = "CC BY or CC BY-NC, by article" if self.has_concepts else ""
+        self.images = {path.relative_to(raw).as_posix(): StoredImages(path, "image", self.lookup) for path, _ in shards}
 
     def rows(self, kinds: Iterable[str]) -> Iterator[tuple[str, Row | BadRow]]:
         """Captions and concepts; the images stay on the disk."""
         if RADIOLOGY not in kinds:
             return
-        for table in self.tables:
+        columns = ("image_id", "caption", *(("cui",) if self.has_concepts else ()))
+        for table, split in self.shards:
             name = table.relative_to(self.raw).as_posix()
-            split = parse_split(table.name.split("-")[0].split(".")[0])
-            for number, found in enumerate(_batches(table, ("image_id", "caption", "cui"), 1024), start=1):
+            for number, found in enumerate(batches(table, columns, 1024), start=1):
                 key = str(found["image_id"] or "").strip()
                 if not key:
                     yield f"{name} row {number}", BadRow("empty image_id")
                     continue
-                cuis = found["cui"] if isinstance(found["cui"], list) else [found["cui"] or ""]
+                concepts = found.get("cui") or ""
                 yield (
                     f"{name} row {number}",
                     {
                         **{"id": key, "caption": str(found["caption"] or ""), "split": split, "kind": RADIOLOGY},
                         **{"place": f"{name}#{number}", "licence": "", "article": ""},
-                        **{"cuis": ";".join(map(str, cuis)), "semtypes": "", "keywords": ""},
+                        "cuis": _codes(";".join(map(str, concepts)) if isinstance(concepts, list) else str(concepts)),
+                        **{"semtypes": "", "keywords": ""},
                     },
                 )
 
@@ -323,57 +308,24 @@ class ParquetLayout(Layout):
         return set()
 
     def find(self, row: Row) -> str:
-        """The row itself; whether it holds an image shows when it is opened."""
-        place = row["place"]
-        if self._picture(place) is None:
-            raise LeftOut(MISSING)
-        return place
+        """The row itself, where it holds an image or names a file that is there."""
+        images, number = self._stored(row["place"])
+        try:
+            if images.holds(number):
+                images.path(number)
+                return row["place"]
+        except NoFile:
+            pass
+        raise LeftOut(MISSING)
 
     def open(self, place: str) -> Picture:
-        """The bytes of the row, or the file beside the tables that it names."""
-        found = self._picture(place) or {}
-        data, path = found.get("bytes"), found.get("path")
-        if data:
-            return open_picture(data)
-        return super().open(str(path))
+        """The bytes of the row, or the file below ``raw`` that it names."""
+        images, number = self._stored(place)
+        return images.open(number)
 
-    def _picture(self, place: str) -> dict | None:
-        """The struct of one row: rows are asked for in order, so that each is read once; None where it holds no image at all."""
-        name, _, digits = place.partition("#")
-        number = int(digits)
-        if self.pictures is None or self.pictures[0] != name or self.pictures[1] > number:
-            stream = (found["image"] for found in _batches(self.raw / name, ("image",), self.batch))
-            self.pictures = (name, 0, stream)
-        _, seen, rest = self.pictures
-        for _ in range(number - seen):
-            self.last = next(rest)
-        self.pictures = (name, number, rest)
-        found = self.last
-        if not found or not (found.get("bytes") or found.get("path")):
-            return None
-        if not found.get("bytes") and not self._is_file(str(found["path"])):
-            return None
-        return found
-
-    def _is_file(self, path: str) -> bool:
-        try:
-            return inside(self.raw, path).is_file()
-        except BadImage as fault:
-            raise BadRow(f"{path}: {fault}") from None
-
-
-def _batches(table: Path, columns: tuple[str, ...], size: int) -> Iterator[dict]:
-    """Rows of a Parquet file, some at a time."""
-    try:
-        with pq.ParquetFile(table) as file:
-            names = file.schema_arrow.names
-            for column in columns:
-                if column not in names:
-                    raise UserError(f"{table}: no column {column!r}; {did_you_mean(column, names)}")
-            for batch in file.iter_batches(batch_size=size, columns=list(columns)):
-                yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{table}: not a readable Parquet file ({_brief(error)}); download it again") from None
+    def _stored(self, place: str) -> tuple[StoredImages, int]:
+        name, _, number = place.rpartition("#")
+        return self.images[name], int(number)
 
 
 def _pairs(reader: TableReader, path: Path) -> dict[str, str]:
