@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evenhand.cohorts.cohort import SPLITS
 from evenhand.cohorts.images import BadImage, Picture, inside, open_picture
 from evenhand.cohorts.lookup import Lookup, is_junk, subfolders
 from evenhand.cohorts.splits import parse_split
@@ -125,11 +126,16 @@ def find_shards(raw: Path) -> list[tuple[Path, str]]:
     """
     found = _shards_in(raw)
     if found:
-        return found
+        return in_order(found)
     below = {folder: shards for folder in subfolders(raw) if (shards := _shards_in(folder))}
     if len(below) > 1:
         raise UserError(f"{raw}: several configurations, {', '.join(folder.name for folder in below)}; name the folder of one")
-    return next(iter(below.values()), [])
+    return in_order(next(iter(below.values()), []))
+
+
+def in_order(tables: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Tables with their splits: train before val before test, and by name."""
+    return sorted(tables, key=lambda table: (SPLITS.index(table[1]), table[0]))
 
 
 def missing_shards(shards: Sequence[tuple[Path, str]]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evenhand.cohorts.hub import StoredImages, find_arrow, find_shards, missing_shards, read_features, split_of_name
+from evenhand.cohorts.hub import StoredImages, find_arrow, find_shards, in_order, missing_shards, read_features, split_of_name
 from evenhand.cohorts.images import Picture
 from evenhand.cohorts.lookup import NoFile, file_in, is_junk, subfolders
 from evenhand.cohorts.sources.base import MAX_GROUPS, ImportSettings, Record, Source, too_many_groups
@@ -232,7 +232,8 @@ def _find_tables(raw: Path) -> list[tuple[Path, str]]:
         if table_ending(raw) not in ENDINGS and raw.suffix.lower() not in UNREADABLE:
             raise UserError(f"{raw}: not a table; name a file that ends in {KINDS}")
         return [(raw, "")]  # a kind that is not read is refused by the reader, with its remedy
-    for folders in ([raw], [path for path in subfolders(raw) if path.name.lower() in SPLIT_FOLDERS]):
+    of_splits = [path for path in subfolders(raw) if path.name.lower() in SPLIT_FOLDERS]
+    for folders in ([raw], sorted(of_splits, key=lambda path: SPLIT_FOLDERS.index(path.name.lower()))):
         names = [f"metadata{ending}" for ending in ENDINGS]
         metadata = [path for folder in folders for name in names if (path := file_in(folder, name))]
         if metadata and (len(metadata) == 1 or len(folders) > 1):
@@ -247,7 +248,7 @@ def _find_tables(raw: Path) -> list[tuple[Path, str]]:
         raise UserError(f"{raw}: saved with save_to_disk of datasets; export it with to_parquet('train.parquet'), and import that file")
     said = {path: split_of_name(path.name.split(".")[0]) for path in tables}
     if len(tables) > 1 and all(said.values()):
-        return [(path, str(split)) for path, split in said.items()]
+        return in_order([(path, str(split)) for path, split in said.items()])
     tables = tables or [path for path in files if path.suffix.lower() in UNREADABLE][:1]
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "none"
