@@ -72,6 +72,12 @@ def test_plain_bytes_are_images_too(tmp_path, kind) -> None:
     assert list(imported(tmp_path / "t.parquet", image_column="jpg").table["prompt"]) == ["a", "b", "c"]
 
 
+def test_bytes_that_are_text_are_paths(tmp_path) -> None:
+    picture(1).save(tmp_path / "1.png")
+    pq.write_table(pa.table({"image": pa.array([b"1.png"], pa.binary())}), tmp_path / "t.parquet")
+    assert list(imported(tmp_path / "t.parquet").table["image_id"]) == ["1.png"]
+
+
 def test_structs_that_name_files(tmp_path) -> None:
     for name in ("a/0.png", "1.PNG"):
         (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Features:
 
     names: tuple[str, ...]  # of all columns
     images: tuple[str, ...]  # structs of bytes and path
-    binaries: tuple[str, ...]  # plain bytes, which may be images
+    binaries: tuple[str, ...]  # plain bytes that are no text
     lists: tuple[str, ...]  # several structs in one cell
     labels: dict[str, list[str]]  # columns of class numbers -> the names of the classes
 
@@ -46,7 +47,8 @@ def read_features(path: Path) -> Features:
     stated = _stated_features(schema.metadata or {})
     typed = {name: feature.get("_type") for name, feature in stated.items() if isinstance(feature, dict)}
     images = tuple(field.name for field in schema if _is_struct_of_bytes(field.type) or typed.get(field.name) == "Image")
-    binaries = tuple(field.name for field in schema if _is_binary(field.type) and field.name not in images)
+    bare = [field.name for field in schema if _is_binary(field.type) and field.name not in images]
+    binaries = tuple(name for name in bare if not _begins_with_text(path, name))
     lists = tuple(field.name for field in schema if _is_list(field.type) and _is_struct_of_bytes(field.type.value_type))
     names = {name: stated[name].get("names") for name, kind in typed.items() if kind == "ClassLabel"}
     labels = {name: list(map(str, found)) for name, found in names.items() if isinstance(found, list)}
@@ -199,6 +201,16 @@ def _is_struct_of_bytes(kind: pa.DataType) -> bool:
         return False
     held = kind.field("bytes").type  # null where every row names a file instead
     return _is_binary(held) or bool(pa.types.is_null(held) and kind.get_field_index("path") >= 0)
+
+
+def _begins_with_text(path: Path, column: str) -> bool:
+    """Whether the first values of a column of bytes are text, such as paths, as some writers store it."""
+    for found in islice(batches(path, (column,), BATCH), BATCH):
+        try:
+            (found[column] or b"").decode()
+        except UnicodeDecodeError:
+            return False
+    return True
 
 
 def _is_list(kind: pa.DataType) -> bool:
