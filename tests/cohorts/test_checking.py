@@ -9,8 +9,10 @@ import pytest
 from cohorts.raw_data import picture, png_bomb, write_ham
 
 from evenhand.cohorts.checking import check_cohort, group_counts, notes_on
-from evenhand.cohorts.cohort import Cohort
+from evenhand.cohorts.cohort import SCHEMA_FILE, TABLE_FILE, Cohort, write_table
+from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.cohorts.sources.importing import import_cohort
+from evenhand.core.artifacts import write_json
 
 
 @pytest.fixture
@@ -151,3 +153,28 @@ def test_counts_keep_absent_groups(cohort) -> None:
     schema = cohort.schema.model_copy(update={"attributes": {"sex": ["female", "male", "other"], "age_group": ["<60", ">=60"]}})
     assert "sex: no image of group 'other'" in notes_on(Cohort(schema, cohort.table, cohort.root))
     assert isinstance(group_counts(part), pd.DataFrame)
+
+
+def test_groups_that_are_one_value_or_none_are_faults(tmp_path) -> None:
+    cohort = write_phantoms("brain", tmp_path / "brain", n=12, mix="sex=male:1,female:0", size=24)
+    sex = ["male", "Male", "N/A", *["male"] * 9]
+    tumour = ["none", "None", "1", "1.0", *["none"] * 8]
+    table = cohort.table.assign(sex=sex, tumour=tumour, subject_id=["nan", "nan", *map(str, range(10))])
+    table.loc[0, "prompt"] = " "
+    schema = cohort.schema.model_copy(
+        update={
+            "attributes": {**cohort.schema.attributes, "sex": ["female", "male", "Male", "N/A"]},
+            "conditions": {"tumour": ["none", "None", "1", "1.0"]},
+        }
+    )
+    write_table(cohort.root / TABLE_FILE, table)
+    write_json(cohort.root / SCHEMA_FILE, schema.model_dump())
+    faults = [fault for fault in check_cohort(cohort.root).faults if "split" not in fault]
+    assert faults == [
+        "cohort.json: sex: 'male' (10), 'Male' (1) are spellings of one value, and stand as groups of their own",
+        "cohort.json: sex: 'N/A' (1) means that nothing is known, and stands as a group",
+        "cohort.json: tumour: 'none' (9), 'None' (1) are spellings of one value, and stand as groups of their own",
+        "cohort.json: tumour: '1' (1), '1.0' (1) are spellings of one value, and stand as groups of their own",
+        "cohort.parquet: subject_id 'nan' (2) means that the subject is not known, and stands as one subject",
+        "cohort.parquet row 1: empty prompt",
+    ]

@@ -3,7 +3,7 @@
 import pytest
 from cohorts.raw_data import HAM_ROWS, write_ham, write_nih, write_table
 
-from evenhand.cohorts.checking import check_cohort
+from evenhand.cohorts.checking import check_cohort, notes_on
 from evenhand.cohorts.cohort import Cohort
 from evenhand.cohorts.merging import merge_cohorts
 from evenhand.cohorts.sources import ImportSettings
@@ -108,3 +108,37 @@ def test_what_cannot_be_joined(tmp_path) -> None:
     with pytest.raises(UserError) as error:
         merge_cohorts(small.root, small.root, ham.root)
     assert str(error.value) == f"{ham.root}: exists already; choose another output folder or remove it"
+
+
+def spelt(path, name, sex, stage, size=24, **settings) -> Cohort:
+    rows = [{"image": f"{i}.png", "sex": s, "stage": t} for i, (s, t) in enumerate(zip(sex, stage, strict=True))]
+    raw = write_table(path / f"raw-{name}", rows)
+    options = {"name": name, "attributes": ["sex"], "conditions": ["stage"], **settings}
+    return import_cohort("table", raw, path / name, ImportSettings(**options))
+
+
+def test_spellings_of_one_value_are_joined_over_both_sides(tmp_path) -> None:
+    one = spelt(tmp_path, "one", ["Male", "Female", "n/a", "Male"], ["1.0", "2.0", "none", "2.0"])
+    two = spelt(tmp_path, "two", ["male", "male", "male", "female"], ["1", "1", "None", "3"])
+    merged = merge_cohorts(one.root, two.root, tmp_path / "out")
+    assert merged.schema.attributes == {"sex": ["Female", "male"]}  # of two that are as frequent the first side's
+    assert merged.schema.conditions == {"stage": ["1", "2.0", "none", "3"]}
+    assert list(merged.table["sex"]) == ["male", "Female", "unknown", "male", "male", "male", "male", "Female"]
+    assert list(merged.table["stage"]) == ["1", "2.0", "none", "2.0", "1", "1", "none", "3"]
+    assert merged.schema.made["notes"] == [
+        "sex: spellings of one value: 'Female' (1), 'female' (1) -> 'Female'",
+        "sex: spellings of one value: 'male' (3), 'Male' (2) -> 'male'",
+        "stage: spellings of one value: '1' (2), '1.0' (1) -> '1'",
+        "stage: spellings of one value: 'none' (1), 'None' (1) -> 'none'",
+    ]
+    assert notes_on(merged)[-4:] == merged.schema.made["notes"]
+    assert [fault for fault in check_cohort(merged.root).faults if "same image" not in fault] == []
+
+
+def test_a_column_of_another_spelling_is_noted(tmp_path) -> None:
+    one = spelt(tmp_path, "one", ["m"], ["1"])
+    raw = write_table(tmp_path / "raw", [{"image": "0.png", "Sex": "m", "stage": "1"}])
+    two = import_cohort("table", raw, tmp_path / "two", ImportSettings(name="two", attributes=["Sex"], conditions=["stage"]))
+    merged = merge_cohorts(one.root, two.root, tmp_path / "out")
+    assert merged.schema.made["notes"] == ["columns 'sex' and 'Sex' stand side by side; where they are one, rename it and import again"]
+    assert list(merged.table["Sex"]) == ["unknown", "m"]

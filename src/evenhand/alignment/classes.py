@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from evenhand.alignment.guides import Guides
 from evenhand.alignment.targets import joint_probabilities
 from evenhand.cohorts.cohort import Cohort, is_cohort
+from evenhand.cohorts.meeting import Names, require_alike
 from evenhand.core.errors import UserError
 from evenhand.core.groups import Factor, Mix, known, observed_mix, parse_mix
 from evenhand.core.names import joint_label
@@ -75,7 +76,7 @@ class PromptClasses:
         """Joint code (n,) of every image of a cohort that shows one of ``k`` groups; -1 where its class is none of the prompts'."""
         if self.column is None:
             return groups
-        cohort.require_column(self.column)
+        self._require_meeting(cohort, self.column)
         codes = cohort.table[self.column].map({name: code for code, name in enumerate(self.names)})
         return np.where(codes.notna(), codes.fillna(0).to_numpy(dtype=np.int64) * k + groups, -1)
 
@@ -101,10 +102,19 @@ class PromptClasses:
         mixes = self._observed(cohort, guides) if cohort is not None else self._stated(parse_mix(text))
         return np.concatenate([share * guides.shares(mix) for share, mix in zip(self.shares, mixes, strict=True)])
 
+    def _require_meeting(self, cohort: Cohort, column: str) -> None:
+        """Refuse a cohort that names the classes unlike the prompts' cohort does: its images would be of none."""
+        cohort.require_column(column)
+        require_alike(column, (str(cohort.root), Names.of(cohort, column)), ("the prompts", Names(self.names, self.names)))
+
     def _observed(self, cohort: Cohort, guides: Guides) -> list[Mix]:
         """The mix in each class of a target cohort."""
         for name in (*guides.groups, *([self.column] if self.column else [])):
             cohort.require_column(name)
+        if self.column:
+            self._require_meeting(cohort, self.column)
+        for name, groups in guides.groups.items():
+            require_alike(name, (str(cohort.root), Names.of(cohort, name)), ("the guides", Names(groups, groups)))
         found = []
         for name in self.names:
             table = cohort.table if self.column is None else cohort.table[cohort.table[self.column] == name]

@@ -23,6 +23,7 @@ from evenhand.audit.paired import paired_auc, paired_rates
 from evenhand.audit.readings import Reading, image_ids, judged, read_column, stated
 from evenhand.audit.tables import condition_labels, values_with_auc
 from evenhand.cohorts.cohort import Cohort, write_table
+from evenhand.cohorts.meeting import require_names_meet
 from evenhand.core.artifacts import provenance
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError, did_you_mean
@@ -151,6 +152,7 @@ def _checked(settings: SemanticSettings, real: Cohort, synthetic: Cohort, test: 
         if name not in names:
             raise UserError(f"--attributes: no attribute {name!r}; {did_you_mean(name, names)}")
     attributes = list(dict.fromkeys(settings.attributes or names))
+    require_names_meet(synthetic, real, dict.fromkeys([*settings.label, *attributes]))
     if not attributes:
         raise UserError(f"{real.root}: no attributes, so there are no subgroups to compare; import it with --attributes")
     if not len(test):

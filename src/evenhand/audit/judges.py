@@ -13,6 +13,7 @@ import pandas as pd
 from evenhand.audit.readings import FEW_SILENT, stated
 from evenhand.audit.result import CohortFacts, JudgeFacts
 from evenhand.cohorts.cohort import SCHEMA_FILE, TABLE_FILE, Cohort
+from evenhand.cohorts.meeting import Names, require_alike
 from evenhand.core.artifacts import claim, sha256_folder
 from evenhand.core.errors import UserError
 from evenhand.engine.devices import processes
@@ -76,6 +77,8 @@ def gather_judges(
     for path in given:
         judge = Classifier.load(path)
         real.require_column(judge.target)
+        known = Names(judge.groups, judge.groups)
+        require_alike(judge.target, (f"--judge {path}", known), (str(real.root), Names.of(real, judge.target)))
         if judge.target in judges:
             raise UserError(f"--judge {path}: {judge.target} has a judge already ({judges[judge.target].path}); give one a column")
         if judge.sha256 in guides and not force:

@@ -27,6 +27,7 @@ from evenhand.audit.result import AuditResult
 from evenhand.audit.settings import AuditSettings
 from evenhand.audit.verdicts import check_rules, decide
 from evenhand.cohorts.cohort import Cohort, write_table
+from evenhand.cohorts.meeting import notes_on_names, require_names_meet
 from evenhand.core.artifacts import provenance
 from evenhand.core.errors import UserError
 from evenhand.engine.devices import processes
@@ -108,6 +109,7 @@ def _check(settings: AuditSettings, real: Cohort, synthetic: Cohort) -> None:
     for cohort in (real, synthetic):
         if len(cohort) < 2:
             raise UserError(f"{cohort.root}: {len(cohort)} images; an audit needs at least 2 a side")
+    require_names_meet(synthetic, real, real.schema.columns)
     if not real.schema.attributes:
         raise UserError(f"{real.root}: no attributes, so there are no subgroups to compare; import it with --attributes")
 
@@ -145,6 +147,7 @@ def _chapters(
     quality, encoders = quality_chapter(compared, alike, settings)
     utility, useless = utility_chapter(*real, compared, readings, settings, folder)
     memorization, uncopied = copies_chapter(*real, compared, alike, settings)
+    unmet = notes_on_names(compared.synthetic, real[0], real[0].schema.columns)
     parts = {
         "presence": presence_chapter(real[0], compared, readings, settings),
         "quality": quality,
@@ -154,7 +157,7 @@ def _chapters(
         "utility": utility,
         "memorization": memorization,
     }
-    return _Chapters(parts, [*refused, *left_out(compared), *useless, *uncopied])
+    return _Chapters(parts, [*refused, *unmet, *left_out(compared), *useless, *uncopied])
 
 
 def _result(settings: AuditSettings, declared: _Declared, real: tuple[Cohort, Any], compared: Compared, found: _Chapters) -> AuditResult:

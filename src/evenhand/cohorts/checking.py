@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from evenhand.cohorts.cohort import BASE_COLUMNS, SCHEMA_FILE, SPLITS, TABLE_FILE, Cohort, CohortSchema
 from evenhand.cohorts.images import BadImage, inside, open_verified
+from evenhand.cohorts.values import Spellings, counted, is_missing
 from evenhand.core.artifacts import sha256_file
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import NOT_GROUPS, UNKNOWN
@@ -35,7 +37,7 @@ def check_cohort(path: Path | str) -> CheckReport:
     except UserError as error:
         faults = _missing_columns(root) or [str(error)]
         return CheckReport(faults, pd.DataFrame(columns=["column", "group", "images", "subjects", *SPLITS]), [])
-    faults = [*_row_faults(cohort), *_image_faults(cohort), *_subject_faults(cohort)]
+    faults = [*_group_faults(cohort), *_row_faults(cohort), *_image_faults(cohort), *_subject_faults(cohort)]
     return CheckReport(faults, group_counts(cohort), notes_on(cohort))
 
 
@@ -105,6 +107,27 @@ def _missing_columns(root: Path) -> list[str]:
     return [f"{root / TABLE_FILE}: no column {name!r}; {did_you_mean(name, found)}" for name in wanted if name not in found]
 
 
+def _group_faults(cohort: Cohort) -> list[str]:
+    """Groups that are spellings of one value, and groups and subject ids whose name says that nothing is known."""
+    faults = []
+    for column, groups in cohort.schema.columns.items():
+        counts = cohort.table[column].astype(str).value_counts()
+        spellings = Spellings(finding=column in cohort.schema.conditions)
+        for group in groups:
+            spellings.add(group, int(counts.get(group, 0)))
+        faults += [
+            f"{SCHEMA_FILE}: {column}: {line.partition(' -> ')[0]} are spellings of one value, and stand as groups of their own"
+            for line in spellings.joined()
+        ]
+        if words := spellings.words():
+            faults.append(f"{SCHEMA_FILE}: {column}: {counted(words)} means that nothing is known, and stands as a group")
+    subjects = Counter(cohort.table["subject_id"].dropna().astype(str))
+    nobody = Counter({subject: number for subject, number in subjects.items() if is_missing(subject)})
+    if nobody:
+        faults.append(f"{TABLE_FILE}: subject_id {counted(nobody)} means that the subject is not known, and stands as one subject")
+    return faults
+
+
 def _row_faults(cohort: Cohort) -> list[str]:
     faults = []
     for column, groups in {**cohort.schema.columns, "split": list(SPLITS)}.items():
@@ -113,7 +136,7 @@ def _row_faults(cohort: Cohort) -> list[str]:
             if value not in allowed:
                 faults.append(f"{_row(number)}: {column} {value!r} is no group of {SCHEMA_FILE}; {did_you_mean(str(value), groups)}")
     for column in ("subject_id", "prompt"):
-        missing = cohort.table[column].isna()
+        missing = cohort.table[column].isna() | (cohort.table[column].astype(str).str.strip() == "")
         faults += [f"{_row(number)}: empty {column}" for number, empty in enumerate(missing, start=1) if empty]
     return faults
 

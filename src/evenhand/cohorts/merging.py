@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from evenhand.cohorts.cohort import (
     CohortSchema,
     write_table,
 )
+from evenhand.cohorts.values import Spellings, counted
 from evenhand.core.artifacts import new_folder, provenance, write_json
 from evenhand.core.errors import UserError
-from evenhand.core.groups import UNKNOWN, UNSPECIFIED
+from evenhand.core.groups import NOT_GROUPS, UNKNOWN, UNSPECIFIED
+from evenhand.core.names import same_name
 
 MIXED = "mixed"
 
@@ -31,7 +34,7 @@ def merge_cohorts(a: Path | str, b: Path | str, out: Path | str) -> Cohort:
     Attributes and conditions are those of both. A column that one side lacks is ``unknown`` there (``unspecified`` where that side
     is synthetic). Cohorts of different modality become ``mixed``, with a column ``modality``. Subject ids get the cohort's name in
     front and images a folder of that name, so that two different subjects 17 stay two. Images that both hold (by SHA-256) are kept
-    and counted in ``schema.made["duplicates"]``.
+    and counted in ``schema.made["duplicates"]``. Spellings of one value become the more frequent one, with a note; prompts stay.
 
     Raises:
         UserError: sizes or modes differ, one side is synthetic and the other is not, an image is missing, or ``out`` exists.
@@ -40,7 +43,9 @@ def merge_cohorts(a: Path | str, b: Path | str, out: Path | str) -> Cohort:
     _require_alike(*sides)
     labels = _labels(*(side.schema.name for side in sides))
     schema = _joined_schema(*sides, labels)
-    tables = [_relabelled(side, label, schema) for side, label in zip(sides, labels, strict=True)]
+    spellings = _spellings(sides, schema)
+    schema = _respelt(schema, spellings, [*_columns_alike(*sides), *_notes(spellings)])
+    tables = [_relabelled(side, label, schema, spellings) for side, label in zip(sides, labels, strict=True)]
     table = pd.concat(tables, ignore_index=True)
     made = {**schema.made, "duplicates": int(table["sha256"].dropna().duplicated().sum()) if "sha256" in table else 0}
     schema = schema.model_copy(update={"made": made})
@@ -105,7 +110,45 @@ def _joined_schema(a: Cohort, b: Cohort, labels: tuple[str, str]) -> CohortSchem
     )
 
 
-def _relabelled(side: Cohort, label: str, schema: CohortSchema) -> pd.DataFrame:
+def _spellings(sides: tuple[Cohort, Cohort], schema: CohortSchema) -> dict[str, Spellings]:
+    """How both sides spell the groups of every column, by number of images."""
+    found = {name: Spellings(finding=name in schema.conditions) for name in schema.columns}
+    for side in sides:
+        for name, groups in side.schema.columns.items():
+            counts = side.table[name].dropna().astype(str).value_counts(sort=False)
+            for group in dict.fromkeys([*groups, *counts.index]):
+                found[name].add(group, int(counts.get(group, 0)))
+    return found
+
+
+def _respelt(schema: CohortSchema, spellings: dict[str, Spellings], notes: list[str]) -> CohortSchema:
+    """The schema with one name for each value."""
+
+    def named(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+        found = {name: [spellings[name].name(group) for group in groups] for name, groups in columns.items()}
+        return {name: list(dict.fromkeys(group for group in groups if group is not None)) for name, groups in found.items()}
+
+    parts = {"attributes": named(schema.attributes), "conditions": named(schema.conditions), "made": {**schema.made, "notes": notes}}
+    return schema.model_copy(update=parts)
+
+
+def _notes(spellings: dict[str, Spellings]) -> list[str]:
+    """Which spellings were joined, and which groups of either side mean that nothing is known."""
+    notes = [f"{name}: spellings of one value: {line}" for name, found in spellings.items() for line in found.joined()]
+    for name, found in spellings.items():
+        words = Counter({word: number for word, number in found.words().items() if word not in NOT_GROUPS})
+        if words:
+            notes.append(f"{name}: read as missing: {counted(words)}")
+    return notes
+
+
+def _columns_alike(a: Cohort, b: Cohort) -> list[str]:
+    """Columns that the two sides spell differently: they are not joined, and each is unknown on the other side."""
+    pairs = [(name, near) for name in a.schema.columns if name not in b.schema.columns for near in same_name(name, b.schema.columns)]
+    return [f"columns {one!r} and {other!r} stand side by side; where they are one, rename it and import again" for one, other in pairs]
+
+
+def _relabelled(side: Cohort, label: str, schema: CohortSchema, spellings: dict[str, Spellings]) -> pd.DataFrame:
     """One side's table in the joined schema; image names are those of the new folder."""
     table = side.table.copy()
     table["subject_id"] = label + ":" + table["subject_id"].astype(str)
@@ -115,7 +158,12 @@ def _relabelled(side: Cohort, label: str, schema: CohortSchema) -> pd.DataFrame:
         raise UserError(f"{side.root}: image {twice.iloc[0]!r} stands twice in the table; run 'evenhand cohort check' on it")
     gap = UNSPECIFIED if side.schema.synthetic else UNKNOWN
     for name in schema.columns:
-        table[name] = table[name].fillna(gap) if name in table and name in side.schema.columns else gap
+        if name not in side.schema.columns:
+            table[name] = gap
+            continue
+        values = {value: spellings[name].name(str(value)) for value in table[name].dropna().unique()}
+        known = {value: group or (value if value in NOT_GROUPS else gap) for value, group in values.items()}
+        table[name] = table[name].map(known).fillna(gap)
     if schema.modality == MIXED:
         table["modality"] = table["modality"] if side.schema.modality == MIXED else side.schema.modality
     first = [*BASE_COLUMNS, *(["modality"] if schema.modality == MIXED else []), *schema.columns]
