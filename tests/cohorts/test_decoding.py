@@ -318,6 +318,12 @@ def test_kinds_that_are_not_read_say_what_to_do(tmp_path) -> None:
             open_picture(file)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_tiff_without_its_last_strips_is_damaged(kind) -> None:
+    with pytest.raises(BadImage, match=r"^truncated or damaged \(strips of 8 of 32 rows\)$"):
+        decoded(tiff(np.zeros((8, 4), kind), {257: (3, [32])}))
+
+
 @pytest.mark.parametrize("size", [40, 90, 120, 200])
 def test_truncated_deep_images(size) -> None:
     samples = np.random.default_rng(0).integers(0, 65536, (32, 32, 3), dtype=np.uint16)

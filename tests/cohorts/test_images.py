@@ -198,6 +198,14 @@ def test_images_that_are_not_square(tmp_path, fit, expected, said) -> None:
     assert note(cohort, "2 of 3 images are not square") == f"2 of 3 images are not square: {said}"
 
 
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_a_very_long_line_is_padded_without_a_very_large_square(tmp_path, size) -> None:
+    line = Image.new("L", size, 200)
+    cohort = imported(tmp_path, {"a.png": line}, fit="pad", size=16)  # the square of the line would have 3.6 billion pixels
+    pixels = gray(cohort)
+    assert pixels.shape == (16, 16) and pixels.sum() == 16 * 200
+
+
 def test_enlarged_images(tmp_path) -> None:
     cohort = imported(tmp_path, {"a.png": noise(1, 16), "b.png": noise(2, 10), "c.png": noise(3, 64)}, size=48)
     said = "2 of 3 images were enlarged to 48 px, the smallest (10 px) 4.8 times; that adds no detail"
@@ -224,8 +232,8 @@ def test_one_image_in_two_splits_is_a_leak(tmp_path, first, second) -> None:
     (raw / "t.csv").write_text(f"image,fold\na.{first},train\nb.{second},test\nc.png,train\nd.png,train\n")
     cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(split_column="fold"))
     pair = "images/a.png (train) and images/b.png (test)"
-    remedy = "keep one of each, or give both one subject (--subject-column)"
-    assert note(cohort, "1 image stands") == f"1 image stands in two splits or more, such as {pair}; {remedy}"
+    remedy = "the splits leak; keep one of each, or give both one subject (--subject-column)"
+    assert note(cohort, "identical images") == f"identical images in two splits: 1, such as {pair}; {remedy}"
 
 
 def test_what_was_converted_is_counted(tmp_path) -> None:

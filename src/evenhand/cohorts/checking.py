@@ -91,9 +91,8 @@ def _shared_images(cohort: Cohort) -> list[str]:
         return []
     rows = leaking[leaking["sha256"] == leaking["sha256"].iloc[0]].drop_duplicates("split")
     pair = " and ".join(f"{name} ({split})" for name, split in zip(rows["image"].iloc[:2], rows["split"].iloc[:2], strict=True))
-    number = leaking["sha256"].nunique()
-    remedy = "keep one of each, or give both one subject (--subject-column)"
-    return [f"{number} {'image stands' if number == 1 else 'images stand'} in two splits or more, such as {pair}; {remedy}"]
+    remedy = "the splits leak; keep one of each, or give both one subject (--subject-column)"
+    return [f"identical images in two splits: {leaking['sha256'].nunique()}, such as {pair}; {remedy}"]
 
 
 def _missing_columns(root: Path) -> list[str]:

@@ -29,7 +29,7 @@ _TURNS = {  # EXIF orientation -> what brings the image upright
     8: Image.Transpose.ROTATE_90,
 }
 # TIFF tags
-_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _FORMAT = 258, 262, 277, 284, 339
+_HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _FORMAT = 257, 258, 262, 277, 284, 339
 _LEAST, _LARGEST, _S_LEAST, _S_LARGEST = 280, 281, 340, 341
 _UNSIGNED, _SIGNED = 1, 2
 _LITTLE = sys.byteorder == "little"
@@ -115,7 +115,7 @@ def decode(image: ImageFile.ImageFile, file: Path | bytes) -> Raster:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on damaged EXIF
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                _check_tiff(image.tag_v2)
+                _check_tiff(image, image.tag_v2)
             remarks = {FRAMES} if getattr(image, "is_animated", False) and image.format != "MPO" else set()
             return _deep(image, file, remarks) if is_deep(image) else _plain(image, remarks)
     except Image.DecompressionBombError:
@@ -212,7 +212,10 @@ def _deep(image: ImageFile.ImageFile, file: Path | bytes, remarks: set[str]) -> 
     return Raster(None, levels, alpha, inverted, declared, frozenset(remarks))
 
 
-def _check_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+def _check_tiff(image: ImageFile.ImageFile, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+    rows = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
+    if rows < tags.get(_HEIGHT, 0):  # Pillow leaves the others black
+        raise BadImage(f"truncated or damaged (strips of {rows:,} of {tags[_HEIGHT]:,} rows)")
     if max(tags.get(_BITS, (1,))) > 8 and tags.get(_SAMPLES, 1) > 1 and tags.get(_PLANAR, 1) == 2:
         raise BadImage("TIFF of 16 bits with separate planes; save it with interleaved channels, or as PNG")
     if tags.get(_SAMPLES, 1) == 1 and _PHOTOMETRIC not in tags:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 FEW = 0.001  # of the pixels: so many may lie outside of a window
 FILLED = 0.25  # of a window: where the other pixels fill less, the window is theirs, else images are black
 MIN_VALUES = 16  # fewer grey values are no range: a mask, a drawing
+_AT_ONCE = 4_000_000
 _EXACT = 65_536  # integers up to here are counted as they are, other values to 12 significant bits: their number is bounded
 
 
@@ -22,7 +24,10 @@ class Window:
 
     def scale(self, levels: np.ndarray) -> np.ndarray:
         """``levels`` of any shape as float32 in [0, 1]."""
-        return np.clip((levels.astype(np.float64) - self.low) / (self.high - self.low), 0, 1).astype(np.float32)
+        scaled = np.empty(levels.shape, dtype=np.float32)
+        for part in _parts(levels):
+            scaled[part] = np.clip((levels[part].astype(np.float64) - self.low) / (self.high - self.low), 0, 1)
+        return scaled
 
     def outside(self, levels: np.ndarray) -> int:
         """How many values are clipped."""
@@ -47,8 +52,9 @@ class Levels:
         else:
             known = self.declared or declared
             self.declared = (min(known[0], declared[0]), max(known[1], declared[1]))
-        if levels.size:
-            self._merge(*self._counted(levels))
+        for part in _parts(levels):
+            if levels[part].size:
+                self._merge(*self._counted(levels[part]))
 
     def _counted(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if levels.dtype.kind == "f":
@@ -102,6 +108,12 @@ def choose_window(levels: Levels) -> Window:
 def as_text(value: float) -> str:
     """A grey value in a note: whole ones with all digits."""
     return f"{value:.0f}" if value == np.floor(value) and abs(value) < 1e12 else f"{value:.4g}"
+
+
+def _parts(levels: np.ndarray) -> Iterator[slice]:
+    """Runs of rows of a few million values, so that copies of higher precision stay small."""
+    rows = max(1, _AT_ONCE * len(levels) // max(1, levels.size))
+    return (slice(start, start + rows) for start in range(0, len(levels), rows))
 
 
 def _without_lonely(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from evenhand.cohorts.writing import CohortWriter, cohort_writer
 from evenhand.core.artifacts import is_disk_full, provenance, require_free, write_text
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import NOT_GROUPS
-from evenhand.core.progress import track
+from evenhand.core.progress import console, track
 
 
 @dataclass
@@ -217,12 +217,13 @@ def _take_all(run: _Import) -> None:
 
 def _deep_levels(source: Source, settings: ImportSettings) -> Levels:
     """The grey values of all images of more than 8 bits; of others the header alone is read. ``source`` has seen no row yet."""
+    console.print(f"import {source.name}: images of more than 8 bits; a first pass finds the range of their grey values", highlight=False)
     levels = Levels()
     seen: set[str] = set()
     for _, row in islice(source.rows(), settings.limit):
+        if isinstance(row, BadRow):
+            continue
         try:
-            if isinstance(row, BadRow):
-                continue
             record = source.record(row)
             unwanted = settings.unknown == "drop" and any(value in NOT_GROUPS for value in record.attributes.values())
             if unwanted or record.image_id in seen:

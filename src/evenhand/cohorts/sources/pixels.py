@@ -77,7 +77,7 @@ class PixelRules:
         image = image.convert(self.mode)
         side = min(image.size) if self.settings.fit == "crop" else max(image.size)
         lost = 1 - min(image.size) / max(image.size)
-        done = _resized(_cropped(image, side) if self.settings.fit == "crop" else _padded(image, side), self.size)
+        done = _cropped(image, self.size) if self.settings.fit == "crop" else _padded(image, self.size)
         return Prepared(done, side, lost, raster.remarks, raster.levels is not None, pixels, clipped)
 
     def _shown(self, raster: Raster) -> tuple[Image.Image, int, int]:
@@ -173,23 +173,28 @@ def _to_image(scaled: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round(scaled * 255).astype(np.uint8))
 
 
-def _cropped(image: Image.Image, side: int) -> Image.Image:
-    """Square from the centre."""
+def _cropped(image: Image.Image, size: int) -> Image.Image:
+    """The largest square around the centre, ``size`` pixels wide."""
+    side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+    if image.size != (side, side):
+        image = image.crop((left, top, left + side, top + side))
+    return _resized(image, size, size)
 
 
-def _padded(image: Image.Image, side: int) -> Image.Image:
-    """Square around the image, black where it ends."""
-    if image.size == (side, side):
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    """The whole image in a square of ``size`` pixels, black where it ends. Never larger than either: a line may be very long."""
+    side = max(image.size)
+    image = _resized(image, *(max(1, round(size * length / side)) for length in image.size))
+    if image.size == (size, size):
         return image
-    square = Image.new(image.mode, (side, side))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square = Image.new(image.mode, (size, size))
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return square
 
 
-def _resized(image: Image.Image, size: int) -> Image.Image:
-    return image if image.width == size else image.resize((size, size), Image.Resampling.LANCZOS)
+def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _is_coloured(image: Image.Image) -> bool:
