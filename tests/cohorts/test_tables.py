@@ -284,6 +284,22 @@ def test_workbooks(tmp_path) -> None:
     ]
 
 
+def test_merged_cells_and_hidden_sheets(tmp_path) -> None:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for row in (["image", "age\nin years", "sex"], ["a", 40, "f"], ["b"], ["c", 50, "m"], ["d", 60, None]):
+        sheet.append(row)
+    for cells in ("B2:B3", "C2:C3", "B5:C5"):
+        sheet.merge_cells(cells)
+    book.create_sheet("lists", 0).append(["f", "m"])
+    book["lists"].sheet_state = "hidden"
+    book.save(tmp_path / "t.xlsx")
+    rows, faults, notes = taken(tmp_path / "t.xlsx")
+    assert [list(row.values()) for row in rows.values()] == [["a", "40", "f"], ["b", "40", "f"], ["c", "50", "m"], ["d", "60", ""]]
+    assert not faults and column_names(tmp_path / "t.xlsx") == ["image", "age in years", "sex"]
+    assert "t.xlsx: 2 merged cells hold their value in each of their rows" in notes
+
+
 def test_parquet(tmp_path) -> None:
     columns = {
         "image": pa.array(["a", "b"]),

@@ -28,7 +28,7 @@ class Header:
     """
 
     def __init__(self, path: Path, cells: Sequence[str], *, remedy: str = "name every column in the header") -> None:
-        names = [clean(name) for name in cells]
+        names = [" ".join(clean(name).split()) for name in cells]  # spreadsheets break long names over lines
         while names and not names[-1]:
             names.pop()
         check_distinct(path, names)
@@ -54,8 +54,8 @@ class Header:
 
 
 def clean(value: str) -> str:
-    """A cell without the blanks around it, and without the mark that begins files of some editors."""
-    return value.replace("\ufeff", "").strip()
+    """A cell without the blanks around it, and without the marks that begin and end files of some editors."""
+    return value.replace("\ufeff", "").strip().strip("\x1a")
 
 
 def cell_text(value: object) -> str:

@@ -11,7 +11,7 @@ from evenhand.cohorts.textfile import MAX_LINE, TextFile
 from evenhand.cohorts.values import BadRow
 from evenhand.core.errors import UserError
 
-MAX_ARRAY = 256_000_000  # characters of a file that is one array: it is held in memory as a whole
+MAX_ARRAY = 100_000_000  # characters of a file that is one array: it is held in memory as a whole
 MAX_COLUMNS = 10_000
 _WANTED = "save it as an array of objects (pandas: to_json(orient='records')) or as JSON lines"
 _JSON_ERRORS = (ValueError, RecursionError)  # ValueError: also for numbers of too many digits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 import zlib
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import openpyxl
+from openpyxl.utils.cell import coordinate_to_tuple
 
 from evenhand.cohorts.arrays import BOUNDED
 from evenhand.cohorts.header import Header, Row, cell_text
@@ -21,6 +23,7 @@ MAX_BYTES = 100_000_000  # of all parts unpacked; a table of 65,000 patients has
 MAX_ROWS = 1_000_000
 MAX_COLUMNS = 1024
 _BESIDE = 8  # columns beside the header's that may not hold a value
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell ref="([A-Z]+[0-9]+):([A-Z]+[0-9]+)"')
 _OLD = b"\xd0\xcf\x11\xe0"  # how old workbooks begin, and those with a password
 # what zipfile, the XML parser and openpyxl raise on damaged files; encryption is a RuntimeError
 _PARSE_ERRORS = (
@@ -44,7 +47,8 @@ class Workbook:
         with _readable(path):
             _check_size(path)
             with _opened(path) as book:
-                filled = [(sheet.title, *first) for sheet in book.worksheets if (first := _first_row(sheet))]
+                sheets = sorted(book.worksheets, key=lambda sheet: sheet.sheet_state != "visible")
+                filled = [(sheet.title, *first) for sheet in sheets if (first := _first_row(sheet))]
         if not filled:
             raise UserError(f"{path}: no sheet holds anything; restore the file or name another table")
         self.sheet, self.top, names = filled[0]
@@ -52,6 +56,11 @@ class Workbook:
             others = ", ".join(repr(title) for title, *_ in filled[1:])[:200]
             self.notes.append(f"{path.name}: sheet {self.sheet!r} is read, and not {others}; save the one that is wanted on its own")
         self.header = Header(path, names)
+        with _readable(path), _opened(path) as book:
+            self.merged = _merged_cells(book, self.sheet, self.top)
+        if self.merged:
+            number = sum(map(len, self.merged.values()))
+            self.notes.append(f"{path.name}: {number} merged cells hold their value in each of their rows")
 
     @property
     def names(self) -> list[str]:
@@ -66,6 +75,7 @@ class Workbook:
             for sheet in sheets:
                 sheet.reset_dimensions()  # what a sheet claims of its own size may be wrong
             both = zip(*(sheet.iter_rows(min_row=self.top + 1, max_col=width, values_only=True) for sheet in sheets), strict=True)
+            merged: dict[int, tuple[int, Any]] = {}  # column -> the last row of the merged cell that covers it, and its value
             for number, (cells, written) in enumerate(_quietly(both), start=self.top + 1):
                 if number > MAX_ROWS:
                     raise UserError(f"{self.path}: more than {MAX_ROWS:,} rows; save its table as CSV")
@@ -73,7 +83,9 @@ class Workbook:
                 if uncomputed is not None:
                     yield number, BadRow(f"formula {str(uncomputed)[:40]!r} has no stored result; open the workbook in Excel and save it")
                 else:
-                    yield number, self.header.row([cell_text(value) for value in cells])
+                    merged |= {column: (last, cells[column]) for column, last in self.merged.get(number, ()) if column < len(cells)}
+                    values = [merged[i][1] if i in merged and number <= merged[i][0] else value for i, value in enumerate(cells)]
+                    yield number, self.header.row([cell_text(value) for value in values])
 
 
 def _first_row(sheet: Any) -> tuple[int, list[str]] | None:
@@ -94,6 +106,18 @@ def _quietly(rows: Iterator[Any]) -> Iterator[Any]:
         if row is None:
             return
         yield row
+
+
+def _merged_cells(book: Any, title: str, top: int) -> dict[int, list[tuple[int, int]]]:
+    """First row below ``top`` of a cell that is merged over several -> its column, from 0, and its last row."""
+    with book._archive.open(book[title]._worksheet_path) as file:
+        found = _MERGED.findall(file.read())
+    merged: dict[int, list[tuple[int, int]]] = {}
+    for first, last in found:
+        (row, column), (last_row, _) = coordinate_to_tuple(first.decode()), coordinate_to_tuple(last.decode())
+        if last_row > row > top:
+            merged.setdefault(row, []).append((column - 1, last_row))
+    return merged
 
 
 @contextmanager
