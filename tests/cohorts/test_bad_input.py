@@ -341,3 +341,35 @@ def test_memory_does_not_grow_with_images(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
     import_cohort("ham10000", raw, tmp_path / "out", ImportSettings(size=8))
     assert len(decoded) == 40 and most <= 2
+
+
+@pytest.mark.parametrize(("delimiter", "end"), [("|", "|"), (";", ""), (",", ",,")])
+def test_two_stray_quotes_swallow_no_rows(tmp_path, delimiter, end) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png"} for i in range(6)])
+    rows = [["image", "sex", "note"], *([f"{i}.png", "mf"[i % 2], "fine"] for i in range(6))]
+    rows[2][2], rows[4][2] = '"halo', 'halo"'
+    (raw / "labels.csv").write_text("".join(delimiter.join(row) + end + "\n" for row in rows))
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"], skip_bad=9))
+    assert len(cohort) + len(cohort.schema.made["skipped"]) == 6
+    assert any("row 3" in fault for fault in cohort.schema.made["skipped"])
+    assert dict(zip(cohort.table["image_id"], cohort.table["sex"], strict=True)).items() >= {("0.png", "m"), ("4.png", "m"), ("5.png", "f")}
+
+
+@pytest.mark.parametrize("spoilt", ['"halo', '"a "so called" node"'])
+def test_one_bad_quote_in_a_quoted_tab_separated_file(tmp_path, spoilt) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png"} for i in range(3)])
+    (raw / "labels.csv").unlink()
+    rows = [('"image"', '"sex"', '"note"'), *((f'"{i}.png"', '"f"', spoilt if i == 1 else '"fine"') for i in range(3))]
+    (raw / "t.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"], skip_bad=9))
+    assert list(cohort.table["image_id"]) == ["0.png", "2.png"] and "t.tsv row 3" in cohort.schema.made["skipped"][0]
+
+
+@pytest.mark.parametrize("cell", [r"\ud800", r"film \udc00\ud800 2"])
+def test_half_a_character_is_no_text(tmp_path, cell) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png"} for i in range(2)])
+    (raw / "labels.csv").unlink()
+    (raw / "t.jsonl").write_text('{"image": "0.png", "sex": "f"}\n{"image": "1.png", "sex": "' + cell + '"}\n')
+    fault = "column 'sex' holds half a character (a lone surrogate), which is no text; mend the cell"
+    assert message("table", raw, tmp_path / "out", SEX) == f"t.jsonl row 2: {fault}; mend the data or pass --skip-bad 1"
+    assert len(import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"], skip_bad=1))) == 1

@@ -9,6 +9,11 @@ def test_a_message_is_one_line() -> None:
     assert str(UserError("first\n  second\tthird ")) == "first second third"
 
 
+@pytest.mark.parametrize("sign", ["\x1b", "\x07", "\x00", "\x9b", "\u202e", "\ud800", "\uffff"])
+def test_a_message_moves_no_cursor_and_can_be_printed(sign) -> None:
+    assert str(UserError(f"labels.csv row 2: {sign}[2Jna\u00efve")) == "labels.csv row 2: ?[2Jna\u00efve"
+
+
 @pytest.mark.parametrize(
     ("name", "choices", "text"),
     [

@@ -65,6 +65,7 @@ class Case:
     absent: bool = False  # JSON: keys of null values are left out
     extra: dict[str, Any] = field(default_factory=dict)  # Parquet: further columns
     formula: tuple[int, int] | None = None
+    twin: Meant | None = None  # a row that names the image of the first row again
     data: bytes = b""
 
     @property

@@ -125,6 +125,9 @@ class DelimitedTable:
         if self.format.delimiter != "\t":
             return self.format, self.header
         literal = replace(self.format, quoted=False)
+        names = next((cells for _, cells in self._records(literal, None)), [])
+        if isinstance(names, list) and any(map(_enclosed, names)):
+            return self.format, self.header  # quotes enclose the header's names, so they do in the rows
         lines = sum(1 for _ in self._records(literal, self.header))
         read = bad = 0
         for _, cells in self._records(self.format, self.header):
@@ -210,6 +213,10 @@ def _parse(lines: _Lines, form: Format, width: int) -> Iterator[list[str] | BadR
         yield cells
 
 
+def _enclosed(cell: str) -> bool:
+    return len(cell) > 2 and cell.startswith('"') and cell.rstrip().endswith('"')
+
+
 def _odd(lines: Sequence[str]) -> bool:
     return sum(line.count('"') for line in lines) % 2 == 1
 
@@ -217,9 +224,9 @@ def _odd(lines: Sequence[str]) -> bool:
 def _swallowed(lines: Sequence[str], delimiter: str, width: int) -> bool:
     """Whether each line of one row is a row for itself: as many cells, and one of them, with figures, of the same form throughout."""
     parts = [line.strip("\r\n").split(delimiter) for line in lines]
-    if width < 2 or any(len(cells) != width for cells in parts):
+    if width < 2 or any(len(cells) < width or any(cells[width:]) for cells in parts):  # empty cells beyond the header's are none
         return False
-    forms = [[_FIGURES.sub("0", cell.strip(' "')) for cell in cells] for cells in parts]
+    forms = [[_FIGURES.sub("0", cell.strip(' "')) for cell in cells[:width]] for cells in parts]
     return any("0" in column[0] and len(set(column)) == 1 for column in zip(*forms, strict=True))
 
 

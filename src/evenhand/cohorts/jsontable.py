@@ -53,7 +53,10 @@ class JsonTable:
                 yield number, found
                 continue
             row = {name: cell_text(found.get(name)) for name in self.names if not isinstance(found.get(name), list | dict)}
-            yield number, row if any(row.values()) or len(row) < len(self.names) else None
+            if (broken := _no_text(row)) is not None:
+                yield number, BadRow(f"column {broken[:60]!r} holds half a character (a lone surrogate), which is no text; mend the cell")
+            else:
+                yield number, row if any(row.values()) or len(row) < len(self.names) else None
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         with self.text.open() as file:
@@ -94,6 +97,15 @@ class _Pairs(dict[str, Any]):
         super().__init__((clean(name), value) for name, value in pairs)
         names = [clean(name) for name, _ in pairs]
         self.twice = next((name for name in names if names.count(name) > 1), None) if len(self) < len(names) else None
+
+
+def _no_text(row: Row) -> str | None:
+    """The first column whose cell no file can hold as text; JSON's escapes can write what UTF-8 cannot."""
+    try:
+        "".join(row.values()).encode()
+    except UnicodeEncodeError:
+        return next(name for name, value in row.items() if any("\ud800" <= sign <= "\udfff" for sign in value))
+    return None
 
 
 def _named(item: Any) -> dict[str, Any] | BadRow:

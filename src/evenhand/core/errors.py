@@ -7,10 +7,14 @@ from evenhand.core.names import same_name
 
 
 class UserError(Exception):
-    """Wrong input. The message is one line: what is wrong, where (file, row, value), what to do."""
+    """Wrong input. The message is one line: what is wrong, where (file, row, value), what to do.
+
+    Signs that cannot be printed, which damaged files put into names and cells, are shown as ``?``.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        super().__init__(line if line.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in line))
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
