@@ -85,6 +85,20 @@ def test_layouts(tmp_path, table, folders) -> None:
     assert leaks(cohort.table) == [] and check_cohort(cohort.root).faults == []
 
 
+@pytest.mark.parametrize("change", [lambda name: f"train\\{name}", str.upper, lambda name: f"./{name.removesuffix('.npz')}"])
+def test_names_as_other_systems_write_them(tmp_path, change) -> None:
+    rows = [(change(found[0]), *found[1:]) for found in FAIRGENMED_ROWS]
+    raw = write_fairgenmed(tmp_path / "raw")
+    text = (raw / "data_summary.csv").read_text()
+    for new, old in zip(rows, FAIRGENMED_ROWS, strict=True):
+        text = text.replace(old[0], new[0])
+    (raw / "data_summary.csv").write_text(text)
+    (raw / "train" / "._data_00001.npz").write_bytes(b"\0\5\x16\7")
+    cohort = import_cohort("fairgenmed", raw, tmp_path / "out")
+    assert list(cohort.table["split"]) == ["train", "val", "test"] and list(cohort.table["prompt"]) == PROMPTS
+    assert not any("have no row" in note for note in notes_on(cohort))
+
+
 def test_groups_without_a_subject_stay_visible(tmp_path) -> None:
     cohort = import_cohort("fairgenmed", write_fairgenmed(tmp_path / "raw"), tmp_path / "out")
     assert cohort.schema.attributes["ethnicity"] == ["non-hispanic", "hispanic"]

@@ -1,8 +1,12 @@
 """HAM10000: both layouts, what a row means, and the real images."""
 
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
-from cohorts.raw_data import HAM_ROWS, real_data, write_ham
+from cohorts.raw_data import HAM_HEADER, HAM_ROWS, picture, real_data, write_ham
 from PIL import Image
 
 from evenhand.cohorts.checking import check_cohort, group_counts
@@ -26,6 +30,58 @@ def test_layouts(tmp_path, table) -> None:
     assert cohort.table["prompt"][4] == "Dermoscopic image of a >=60 patient with the following diagnostic category: benign"
     assert (cohort.schema.modality, cohort.schema.image_mode, cohort.schema.image_size) == ("dermoscopy", "RGB", 24)
     assert leaks(cohort.table) == [] and check_cohort(cohort.root).faults == []
+
+
+ONE_HOT = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
+
+
+def write_isic(raw: Path, part: str, rows: Sequence[str], header: str = ONE_HOT, *, nested: bool = True) -> None:
+    """One part of ISIC 2018, task 3: a table, in a folder of its own or not, and a folder of images."""
+    name = f"ISIC2018_Task3_{part}"
+    table = raw / (f"{name}_GroundTruth" if nested else "") / f"{name}_GroundTruth.csv"
+    images = raw / f"{name}_Input"
+    for folder in (table.parent, images):
+        folder.mkdir(parents=True, exist_ok=True)
+    table.write_text("\n".join([header, *rows]) + "\n")
+    column = header.split(",").index("image" if "image" in header.split(",") else "image_id")
+    for number, row in enumerate(rows):
+        picture(zlib.crc32(part.encode()) + number).save(images / f"{row.split(',')[column]}.jpg")
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_one_hot_tables_of_isic(tmp_path, nested) -> None:
+    raw = tmp_path / "raw"
+    training = [f"ISIC_{number:07d},{'1.0,0.0' if number % 2 else '0.0,1.0'},0.0,0.0,0.0,0.0,0.0" for number in range(40)]
+    write_isic(raw, "Training", training, nested=nested)
+    write_isic(raw, "Validation", ["ISIC_0034000,0.0,0.0,1.0,0.0,0.0,0.0,0.0"], nested=nested)
+    write_isic(raw, "Test", ["ISIC_0034524,0,0,0,0,0,1,0", "ISIC_0034525,0,0,0,0,1,1,0"], nested=nested)
+    groupings = [f"ISIC_{number:07d},HAM_{number // 4},histopathology" for number in range(40)]
+    text = "\n".join(["image,lesion_id,diagnosis_confirm_type", *groupings]) + "\n"
+    (raw / "ISIC2018_Task3_Training_LesionGroupings.csv").write_text(text)
+    cohort = import_cohort("ham10000", raw, tmp_path / "out", ImportSettings(skip_bad=1, size=8))
+    assert "of MEL, NV, BCC, AKIEC, BKL, DF, VASC are 1; one diagnosis is wanted" in cohort.schema.made["skipped"][0]
+    table = cohort.table.set_index("image_id")
+    assert list(table["dx"][:2]) == ["nv", "mel"] and table["dx"]["ISIC_0034524"] == "df"
+    assert (table["split"]["ISIC_0034000"], table["split"]["ISIC_0034524"]) == ("val", "test")
+    assert table["subject_id"].iloc[:40].nunique() == 10 and leaks(cohort.table) == []
+    assert set(table["sex"]) == set(table["age_group"]) == {"unknown"}
+    assert "2 images have no lesion_id" in " ".join(cohort.schema.made["notes"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "tab"])
+def test_the_published_test_set_beside_the_metadata(tmp_path, ending) -> None:
+    raw = write_ham(tmp_path / "raw")
+    (raw / "ISIC2018_Task3_Test_Images").mkdir()
+    picture(90).save(raw / "ISIC2018_Task3_Test_Images" / "ISIC_0034524.jpg")
+    rows = [(*HAM_HEADER, "dataset"), ("HAM_0009", "ISIC_0034524", "nv", "follow_up", "70", "female", "back", "rosendahl")]
+    mark = "," if ending == "csv" else "\t"
+    (raw / f"ISIC2018_Task3_Test_GroundTruth.{ending}").write_text("".join(mark.join(row) + "\n" for row in rows))
+    found = import_cohort("ham10000", raw, tmp_path / "out").table.set_index("image_id").loc["ISIC_0034524"]
+    assert (found["split"], found["sex"], found["age_group"]) == ("test", "female", ">=60")
+    (raw / f"ISIC2018_Task3_Test_GroundTruth.{ending}").unlink()
+    with (raw / "HAM10000_metadata.csv").open("a") as file:  # one table of all images: the folder says which are held out
+        file.write(",".join(rows[1][:-1]) + "\n")
+    assert import_cohort("ham10000", raw, tmp_path / "one").table.set_index("image_id")["split"]["ISIC_0034524"] == "test"
 
 
 def test_a_lesion_never_crosses_splits(tmp_path) -> None:

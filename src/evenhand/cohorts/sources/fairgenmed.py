@@ -12,6 +12,7 @@ from PIL import Image
 
 from evenhand.cohorts.arrays import BadArray, PickledArray, array_image, array_shape, read_array, read_value
 from evenhand.cohorts.images import BadImage, Picture, inside
+from evenhand.cohorts.lookup import is_junk, tidy
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.splits import parse_split
 from evenhand.cohorts.tables import Row
@@ -123,7 +124,7 @@ class FairGenMed(Source):
             inside(self.raw, name)
         except BadImage as fault:
             raise BadRow(f"{name}: {fault}") from None
-        stem = re.sub(r"\.npz$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
+        stem = re.sub(r"\.npz$", "", PurePosixPath(tidy(name)).name, flags=re.IGNORECASE)
         picture_stem = re.sub("^data", PIXELS, stem, flags=re.IGNORECASE)
         said = _split(row.get("use", ""))
         folder, archive = self._file(stem, (".npz",), said)
@@ -263,7 +264,7 @@ def _index(raw: Path) -> dict[str, list[tuple[str | None, str]]]:
         for entry in sorted(base.iterdir()):
             split = _folder_split(entry)
             for path in sorted(entry.rglob("*")) if split else [entry]:
-                if path.suffix.lower() in (".npz", *PICTURES):
+                if path.suffix.lower() in (".npz", *PICTURES) and not is_junk(path.name):
                     files[path.name.lower()].append((split, path.relative_to(raw).as_posix()))
     return files
 

@@ -12,7 +12,7 @@ from evenhand.cohorts.lookup import file_in, fold, split_ending, subfolders, tid
 from evenhand.cohorts.sources.base import ImportSettings, Record, Source
 from evenhand.cohorts.splits import FRACTIONS, split_of
 from evenhand.cohorts.tables import Row
-from evenhand.cohorts.values import BadRow, cell, is_missing, translate
+from evenhand.cohorts.values import BadRow, cell, identity, is_missing, translate
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN
 
@@ -81,7 +81,7 @@ class NihCxr(Source):
             **_findings(cell(row, "Finding Labels")),
             "view": translate("View Position", cell(row, "View Position"), VIEWS),
         }
-        subject = cell(row, "Patient ID") or image_id
+        subject = identity(cell(row, "Patient ID")) or image_id
         return Record(
             image=self.find(image_id, self.folders),
             image_id=split_ending(image_id)[0],
