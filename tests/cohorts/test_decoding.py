@@ -193,9 +193,12 @@ FILES = {
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", FILES)
-def test_orientation_is_obeyed_once_in_every_format(kind, orientation) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])  # Pillow reads plain TIFF in another way from a file
+def test_orientation_is_obeyed_once_in_every_format(kind, orientation, in_memory, tmp_path) -> None:
     stored = np.array(STORED[orientation], np.uint8)
-    raster = decoded(FILES[kind](stored, stored.astype(np.uint16) * 100, orientation))
+    data = FILES[kind](stored, stored.astype(np.uint16) * 100, orientation)
+    (tmp_path / "file").write_bytes(data)
+    raster = decoded(data) if in_memory else open_picture(tmp_path / "file").decode()
     pixels = np.asarray(raster.image) if raster.image is not None else raster.levels // 100
     if kind == "jpeg":
         pixels = pixels[8::16, 8::16]

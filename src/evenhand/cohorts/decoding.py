@@ -115,6 +115,7 @@ def decode(image: ImageFile.ImageFile, file: Path | bytes) -> Raster:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on damaged EXIF
             if isinstance(image, TiffImagePlugin.TiffImageFile):
+                image.filename = ""  # else Pillow maps the file into memory, with width for height where it is turned
                 _check_tiff(image, image.tag_v2)
             remarks = {FRAMES} if getattr(image, "is_animated", False) and image.format != "MPO" else set()
             return _deep(image, file, remarks) if is_deep(image) else _plain(image, remarks)
