@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cohorts.image_files import MAX_SAMPLE, PHOTOMETRIC, png, tiff
+from cohorts.raw_data import brats_volume, write_brats_subject, write_nifti
 from PIL import Image, ImageFile
 
 from evenhand.cohorts.checking import check_cohort, notes_on
 from evenhand.cohorts.cohort import Cohort
 from evenhand.cohorts.sources import ImportSettings
 from evenhand.cohorts.sources.importing import import_cohort
-from evenhand.cohorts.volumes import read_volume
 from evenhand.core.errors import UserError
 
 RAMP = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (64, 1))
@@ -290,10 +290,16 @@ def test_window_and_fit_are_options_of_the_command(tmp_path) -> None:
     assert gray(cohort).shape == (64, 64) and cohort.schema.made["settings"]["window"] == [-10, 4095]
 
 
-@pytest.mark.parametrize("kind", ["int16", "float32", "float64", "uint8"])
-def test_volumes_have_no_window_of_their_own(tmp_path, kind) -> None:
-    """Values arrive as they are, signed and scaled by the header; the importer's own window brings them to 8 bits."""
-    nib = pytest.importorskip("nibabel")
-    values = np.arange(24).reshape(2, 3, 4).astype(kind) - (0 if kind == "uint8" else 12)
-    nib.save(nib.Nifti1Image(values.astype(kind), np.diag([-1, -1, 1, 1])), tmp_path / "v.nii.gz")
-    np.testing.assert_array_equal(read_volume(tmp_path, "v.nii.gz"), values)
+@pytest.mark.parametrize(
+    ("scale", "offset", "kind"),
+    [(1 / 97, -2.5, "float32"), (1, -1000, "int16"), (1e300, 0, "float64"), (1 / 255, 1e7, "float64")],
+)
+def test_volumes_look_alike_whatever_their_unit(tmp_path, scale, offset, kind) -> None:
+    """The window goes by percentiles of the brain, and 0 outside of it stays black: signed and huge values are no exception."""
+    plain = write_brats_subject(tmp_path / "plain", "HGG", "Brats18_A_1_1").parents[1]
+    other = write_brats_subject(tmp_path / "other", "HGG", "Brats18_A_1_1") / "Brats18_A_1_1_flair.nii.gz"
+    voxels = brats_volume("flair").astype(float)
+    write_nifti(other, np.where(voxels != 0, voxels * scale + offset, 0).astype(kind))
+    expected = import_cohort("brats18", plain, tmp_path / "a").pixels()
+    found = import_cohort("brats18", other.parents[2], tmp_path / "b").pixels()
+    assert expected.max() == 1 and abs(found - expected).max() <= 1.5 / 255
