@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evenhand.cohorts.header import Row
-from evenhand.cohorts.tables import TableReader, column_names, read_rows
+from evenhand.cohorts.tables import TableReader
 from evenhand.cohorts.values import BadRow
 from evenhand.core.errors import UserError
 
@@ -59,7 +59,8 @@ def test_whole_tables_are_as_the_csv_module_writes_and_reads_them(tmp_path, deli
         ("image,cap\na,one, two\nb,x\n", [3], {2: "3 cells for 2 columns; quote cells that hold a comma"}),
         ("image;cap\na;one; two\nb;x\n", [3], {2: "3 cells for 2 columns; quote cells that hold a semicolon"}),
         ("image,,sex\na,x,f\nb,,m\n", [3], {2: "value 'x' in column 2, which has no name; name it in the header, or empty it"}),
-        ("image,sex,,\na,f,,\nb,m\nc,f,,,,\nd,m,,x\n", [2, 3, 4], {5: "4 cells for 2 columns; quote cells that hold a comma"}),
+        ("image,sex,,\na,f,,\nb,m\nc,f,,,,\nd,m,,,x\n", [2, 3, 4], {5: "5 cells for 2 columns; quote cells that hold a comma"}),
+        ("image,sex,\na,f,\nb,m,x\n", [2], {3: "value 'x' in column 3, which has no name; name it in the header, or empty it"}),
     ],
 )
 def test_rows_of_too_many_or_too_few_cells_are_bad_and_the_others_are_read(tmp_path, text, good, faults) -> None:
@@ -132,8 +133,8 @@ def test_blank_lines_and_empty_rows(tmp_path) -> None:
 
 def test_the_row_numbers_of_pandas_and_r_are_no_column(tmp_path) -> None:
     pd.DataFrame({"image": ["a", "b"]}, index=[7, 9]).to_csv(tmp_path / "t.csv")
-    assert [row for _, row in read_rows(tmp_path / "t.csv")] == [{"image": "a"}, {"image": "b"}]
-    assert column_names(written(tmp_path, "r.csv", '"","image"\n"1","a"\n')) == ["image"]
+    assert [row for _, row in TableReader().good_rows(tmp_path / "t.csv")] == [{"image": "a"}, {"image": "b"}]
+    assert TableReader().columns(written(tmp_path, "r.csv", '"","image"\n"1","a"\n')) == ["image"]
 
 
 @pytest.mark.parametrize("text", ["sep=;\r\nimage;bmi\r\na;20,5\r\nb;1.234,25\r\nc;NA\r\n", "image\tbmi\na\t20,5\nb\t1.234,25\nc\t\n"])
@@ -240,7 +241,7 @@ def test_json_lines_and_arrays(tmp_path) -> None:
     renamed = written(tmp_path, "lines.json", lines.read_bytes())
     for path, numbers in ((lines, [1, 3, 5]), (array, [1, 2, 3]), (renamed, [1, 3, 5])):
         rows, faults, _ = taken(path)
-        assert list(rows) == numbers and not faults and column_names(path) == ["image", "stage", "meta", "sex", "ok"]
+        assert list(rows) == numbers and not faults and TableReader().columns(path) == ["image", "stage", "meta", "sex", "ok"]
         assert list(rows.values()) == [
             {"image": "a", "stage": "1", "sex": "", "ok": ""},  # what is nested is no cell, and missed only where it is needed
             {"image": "b", "stage": "", "meta": "", "sex": "", "ok": "True"},
@@ -275,7 +276,7 @@ def test_workbooks(tmp_path) -> None:
         5: {"image": "b", "stage": "", "day": "2020-01-02 03:00:00", "ok": "False", "bmi": "#N/A"},
     }
     assert faults == {
-        6: "6 cells for 5 columns; name every column in the header",
+        6: "value 'a remark' in column 6, which has no name; name it in the header, or empty it",
         7: "formula '=B3' has no stored result; open the workbook in Excel and save it",
     }
     assert notes == [
@@ -296,7 +297,7 @@ def test_merged_cells_and_hidden_sheets(tmp_path) -> None:
     book.save(tmp_path / "t.xlsx")
     rows, faults, notes = taken(tmp_path / "t.xlsx")
     assert [list(row.values()) for row in rows.values()] == [["a", "40", "f"], ["b", "40", "f"], ["c", "50", "m"], ["d", "60", ""]]
-    assert not faults and column_names(tmp_path / "t.xlsx") == ["image", "age in years", "sex"]
+    assert not faults and TableReader().columns(tmp_path / "t.xlsx") == ["image", "age in years", "sex"]
     assert "t.xlsx: 2 merged cells hold their value in each of their rows" in notes
 
 
@@ -321,7 +322,7 @@ def test_parquet(tmp_path) -> None:
         1: {"image": "a", "kind": "x", "stage": "1", "grade": "2", "width": "20.1", "ok": "True", "text": "old writers", **day},
         2: {"image": "b", "kind": "", "stage": "", "grade": "", "width": "3", "ok": "", "text": "", **day},
     }
-    assert not faults and column_names(tmp_path / "t.parquet") == list(columns)
+    assert not faults and TableReader().columns(tmp_path / "t.parquet") == list(columns)
     for name in ("struct", "bytes", "list"):
         first = next(TableReader().rows(tmp_path / "t.parquet", (name,)))[1]
         assert str(first) == f"column {name!r} holds nested values or bytes; write them as plain columns"
@@ -330,5 +331,5 @@ def test_parquet(tmp_path) -> None:
 def test_a_table_of_which_every_row_is_needed_stops_at_the_first_bad_one(tmp_path) -> None:
     path = written(tmp_path, "t.csv", "subject_id,sex\np1,f\np2,m,x\n")
     with pytest.raises(UserError) as error:
-        list(read_rows(path))
+        list(TableReader().good_rows(path))
     assert str(error.value) == f"{path} row 3: 3 cells for 2 columns; quote cells that hold a comma"

@@ -29,6 +29,8 @@ class Header:
 
     def __init__(self, path: Path, cells: Sequence[str], *, remedy: str = "name every column in the header") -> None:
         names = [" ".join(clean(name).split()) for name in cells]  # spreadsheets break long names over lines
+        self.given = len(names)  # with those that name no column
+        self.unnamed = [index for index, name in enumerate(names) if not name]
         while names and not names[-1]:
             names.pop()
         check_distinct(path, names)
@@ -44,11 +46,12 @@ class Header:
         if len(values) < width:
             missing = self.names[len(values)] or f"number {len(values) + 1}"
             return BadRow(f"{len(values)} of {width} cells: no value in column {missing!r}; the row is cut short")
-        if any(values[width:]):
+        if any(values[self.given :]):
             number = max(index for index, value in enumerate(values, start=1) if value)
             return BadRow(f"{number} cells for {width} columns; {self.remedy}")
-        for index, (name, value) in enumerate(zip(self.names, values, strict=False)):
-            if value and not name and (index or not value.isdecimal()):  # a first column of row numbers is what pandas and R write
+        for index in self.unnamed:
+            value = values[index] if index < len(values) else ""
+            if value and (index or not value.isdecimal()):  # a first column of row numbers is what pandas and R write
                 return BadRow(f"value {value[:40]!r} in column {index + 1}, which has no name; name it in the header, or empty it")
         return {name: value for name, value in zip(self.names, values, strict=False) if name}
 

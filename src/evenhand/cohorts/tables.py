@@ -20,7 +20,7 @@ from evenhand.cohorts.values import BadRow
 from evenhand.cohorts.workbook import Workbook
 from evenhand.core.errors import UserError
 
-__all__ = ["ENDINGS", "KINDS", "Row", "TableReader", "column_names", "read_rows", "require_columns", "table_ending"]
+__all__ = ["ENDINGS", "KINDS", "Row", "TableReader", "require_columns", "table_ending"]
 
 _TEXT = {".csv": DelimitedTable, ".tsv": DelimitedTable, ".tab": DelimitedTable, ".txt": DelimitedTable}
 _JSON = {".json": JsonTable, ".jsonl": JsonTable, ".ndjson": JsonTable}
@@ -151,16 +151,6 @@ class TableReader:
             return ParquetTable(path)
         text = open_text(path, self.encoding, self.remedy)
         return _JSON.get(table_ending(path).removesuffix(".gz"), DelimitedTable)(text)
-
-
-def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
-    """Rows of one table, each of them whole: see ``TableReader.good_rows``."""
-    return TableReader(remedy="save it as UTF-8").good_rows(path, required)
-
-
-def column_names(path: Path) -> list[str]:
-    """The columns of one table."""
-    return TableReader(remedy="save it as UTF-8").columns(path)
 
 
 def table_ending(path: Path) -> str:
