@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import ndtri
 
 from evenhand.audit.findings import presence_finding
 from evenhand.audit.presence import JudgedColumn, PresenceData, Target, presence_table, target_shares
@@ -24,15 +25,23 @@ def cohort(n: int, **columns: list) -> Cohort:
 
 
 def sensitive(rng: np.random.Generator, labels: np.ndarray, moved: float = 0.0) -> np.ndarray:
-    """Probabilities (n, 2) of a judge that is right four times in five."""
-    logits = 1.68 * (rng.normal(size=len(labels)) + 1.68 * ((labels == "female") - 0.5)) + moved
+    """Probabilities (n, 2) of a judge that is right four times in five; in each group its errors are the quantiles of a normal law."""
+    errors = np.empty(len(labels))
+    for rows in (np.flatnonzero(labels == group) for group in GROUPS["sex"]):
+        errors[rows] = ndtri((rng.permutation(len(rows)) + 0.5) / len(rows))
+    logits = 1.68 * (errors + 1.68 * ((labels == "female") - 0.5)) + moved
     second = 1 / (1 + np.exp(-logits))
     return np.column_stack([1 - second, second])
 
 
+def in_shares(n: int, share: float) -> np.ndarray:
+    """Labels (n,) of exactly this share of men, in every run of twenty alike."""
+    return np.where(np.arange(n) % 20 < round(20 * share), "male", "female")
+
+
 def world(share: float, asked_race: list[str], moved: float = 0.0, labels: dict | None = None) -> tuple[PresenceData, Reading, Reading]:
     rng = np.random.default_rng(0)
-    truth, shown = np.where(rng.random(900) < 0.5, "male", "female"), np.where(rng.random(600) < share, "male", "female")
+    truth, shown = in_shares(900, 0.5), in_shares(600, share)
     real = cohort(900, sex=truth.tolist(), race=["x", "y"] * 450)
     synthetic = cohort(600, sex=["unspecified"] * 600, race=asked_race)
     probs = sensitive(rng, truth), sensitive(rng, shown, moved)
@@ -65,9 +74,7 @@ def test_a_moved_judge_gives_no_share_and_a_hand_gives_it_back() -> None:
     refused = presence_table(sex, target, data)
     assert refused.identifiable is False and refused.gap is None and "fit no mixture" in refused.refusal
     assert "not identifiable, so no share is given" in presence_finding(refused).text
-    truth = np.where(np.random.default_rng(0).random(1500)[900:] < 0.5, "male", "female")
-    # the same draws as the world's: its first 900 are the real labels
-    hand = pd.Series(np.where(np.arange(600) < 150, truth, None), dtype=object)
+    hand = pd.Series(np.where(np.arange(600) < 150, in_shares(600, 0.5), None), dtype=object)
     data, sex, _ = world(0.5, ["x"] * 600, moved=1.5, labels={"sex": hand})
     labelled = presence_table(sex, target, data)
     assert labelled.identifiable and labelled.method == "labelled" and shares(labelled)["male"] == pytest.approx(0.5, abs=0.1)

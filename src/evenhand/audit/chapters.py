@@ -141,6 +141,7 @@ def presence_chapter(real: Cohort, compared: Compared, readings: dict[str, Readi
     data = PresenceData(
         compared.real, compared.synthetic, compared.calibrating, _judged_columns(compared, settings),
         _labels(settings.labels, compared) if settings.labels else {}, settings.n_boot, settings.seed,
+        compared.ids["real"], compared.ids["synthetic"],
     )  # fmt: skip
     whole = {name: read_column(real, compared.synthetic, name, compared.judgement(name)) for name in readings}
     subjects = real.table["subject_id"].astype(object).to_numpy()

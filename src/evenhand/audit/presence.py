@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 
 import numpy as np
 import pandas as pd
 
 from evenhand.audit.intervals import effective_subjects, subject_codes
-from evenhand.audit.readings import Reading, cross, image_ids, stated
+from evenhand.audit.readings import Reading, cross, stated
 from evenhand.audit.representation import MixEstimate, estimate_mix, mix_gap, prediction_powered_mix, raw_presence
 from evenhand.audit.result import PresenceRow, PresenceTable, number
 from evenhand.cohorts.cohort import Cohort
@@ -37,6 +37,7 @@ class PresenceData:
     """Both sides as presence needs them.
 
     ``held_out`` marks the real images that calibrate the judges; ``labels`` holds a hand's labels of some generated images.
+    The ids are what draws know images by; None = their rows.
     """
 
     real: Cohort
@@ -46,11 +47,8 @@ class PresenceData:
     labels: Mapping[str, pd.Series]
     n_boot: int
     seed: int
-
-    @cached_property
-    def ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """What draws know real and generated images by."""
-        return image_ids(self.real), image_ids(self.synthetic)
+    real_ids: np.ndarray | None = None
+    synthetic_ids: np.ndarray | None = None
 
 
 def presence_table(reading: Reading, target: Target, data: PresenceData, *, judge_only: bool = False) -> PresenceTable:
@@ -192,7 +190,7 @@ def _estimate(columns: list[str], rows: np.ndarray, data: PresenceData) -> MixEs
     judged = [data.columns[name] for name in columns]
     names = [joint_label(parts) for parts in _product([column.groups for column in judged])]
     own = _joint([column.synthetic[rows] for column in judged])
-    subjects, ids = data.synthetic.table["subject_id"].astype(object).to_numpy()[rows], data.ids[1][rows]
+    subjects = data.synthetic.table["subject_id"].astype(object).to_numpy()[rows]
     if len(columns) == 1 and columns[0] in data.labels and data.labels[columns[0]].iloc[rows].notna().sum() > 1:
         labels = pd.Series(pd.Categorical(data.labels[columns[0]].iloc[rows], categories=names))
         return prediction_powered_mix(own, labels, subjects=subjects)
@@ -207,8 +205,13 @@ def _estimate(columns: list[str], rows: np.ndarray, data: PresenceData) -> MixEs
         own, _joint([column.real[kept] for column in judged]), pd.Series(pd.Categorical(joint[kept], categories=names)),
         features=np.hstack([there for _, there in features])[rows], calibration_features=np.hstack([here for here, _ in features])[kept],
         n_boot=data.n_boot, seed=data.seed,
-        subjects=(subjects, data.real.table["subject_id"].astype(object).to_numpy()[kept]), ids=(ids, data.ids[0][kept]),
+        subjects=(subjects, data.real.table["subject_id"].astype(object).to_numpy()[kept]),
+        ids=(_of(data.synthetic_ids, rows), _of(data.real_ids, kept)),
     )  # fmt: skip
+
+
+def _of(ids: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    return None if ids is None else ids[rows]
 
 
 def _refused(k: int, n: int, reason: str) -> MixEstimate:
