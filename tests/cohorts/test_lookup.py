@@ -41,6 +41,7 @@ def files(root: Path, *names: str) -> Lookup:
         ("scans/1", "scans/1.JPEG"),
         ("scans/1.jpg", "scans/1.png"),
         ("1.2.840.113", "1.2.840.113.png"),
+        ("scans/12.0", "scans/12.png"),  # an id that a table of numbers has made a float
         (COMPOSED, DECOMPOSED),
         (DECOMPOSED, COMPOSED),
         (COMPOSED.upper(), DECOMPOSED),

@@ -85,6 +85,7 @@ def test_no_label_is_unknown_not_healthy(tmp_path) -> None:
         ("sample_labels.csv", "sample/images", "Patient Gender"),
         ("sample_labels.csv", "images", "Patient Gender"),
         ("sample_labels.csv", "sample/sample/images", "Patient Gender"),
+        ("Data_Entry_2017.csv", "images-224/images-224", "Patient Gender"),
         ("DATA_ENTRY_2017.CSV", "IMAGES", "Patient Gender"),
     ],
 )
@@ -116,7 +117,7 @@ def _patients(raw, number: int):
 )
 def test_published_test_images_are_held_out(tmp_path, test, rest) -> None:
     raw, names = _patients(tmp_path / "raw", 60)
-    for name, text in (("test_list.txt", test(names)), ("Train_Val_List.txt", rest(names))):
+    for name, text in (("test_list.txt", test(names)), ("Train_Val_List_NIH.txt", rest(names))):
         if text is not None:
             (raw / name).write_text(text, encoding="utf-8", newline="")
     cohort = import_cohort("nih-cxr", raw, tmp_path / "out", ImportSettings(size=8))

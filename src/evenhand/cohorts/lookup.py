@@ -154,6 +154,9 @@ class Lookup:
             path = self._loose(name, [folder.name for folder in subfolders(self.root)], endings, first=False)
             if path:
                 self._note("without the folder that they lie in", name, path)
+        if path is None and re.search(r"(?:^|/)\d+\.0$", name):  # an id that a table of numbers has made 12.0
+            path = self.seek(name.removesuffix(".0"), folders, endings, anywhere=anywhere)
+            self._note("as a number with a point" if path else None, name, str(path))
         if path and is_junk(path.rsplit("/", maxsplit=1)[-1]):
             raise BadRow(f"{shown(written)}: a hidden file, such as macOS writes beside others, is no image; remove the row")
         return path

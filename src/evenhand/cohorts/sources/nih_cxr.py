@@ -25,6 +25,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 SEX_COLUMNS = ("Patient Gender", "Patient Sex")  # the second in tables handed out since 2023
 REQUIRED = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position")
 TEST_LIST, TRAIN_LIST = "test_list.txt", "train_val_list.txt"
+LIST_NAMES = {TEST_LIST: (TEST_LIST, "test_list_NIH.txt"), TRAIN_LIST: (TRAIN_LIST, "train_val_list_NIH.txt")}  # Kaggle's end in _NIH
 SEXES = {"f": "female", "m": "male", "female": "female", "male": "male"}
 VIEWS = {"pa": "PA", "ap": "AP"}
 FINDINGS = (
@@ -58,9 +59,10 @@ class NihCxr(Source):
             raise UserError(f"{raw}: no {next(iter(TABLES))}; name the folder that holds it (or {', '.join(list(TABLES)[1:])})")
         self.table, names = table, self.reader.columns(table)
         self.sex = next((name for name in SEX_COLUMNS if name in names), SEX_COLUMNS[0])
-        parts = [path.name for path in subfolders(raw, "images_")]
+        parts = [path.name for path in subfolders(raw, "images")]  # Kaggle's smaller copies have images-224/images-224/
+        inner = [f"{part}/{path.name}" for part in parts for path in subfolders(raw / part, "images")]
         more = next(folders for name, folders in TABLES.items() if fold(name) == fold(table.name))
-        self.folders = ["images", *more, *(f"{part}/images" for part in parts), *parts]
+        self.folders = list(dict.fromkeys(["images", *more, *inner, *parts]))
         self.listed = {name: _read_list(raw, name) for name in (TEST_LIST, TRAIN_LIST)}
         found = [name for name, images in self.listed.items() if images is not None]
         self.facts |= {"published_splits": ", ".join(found)} if found else {}
@@ -117,7 +119,7 @@ class NihCxr(Source):
 
 def _read_list(raw: Path, name: str) -> frozenset[str] | None:
     """The image ids of one published list, one per line; None where there is no such file."""
-    path = file_in(raw, name)
+    path = file_in(raw, *LIST_NAMES[name])
     if path is None:
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
