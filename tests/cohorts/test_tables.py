@@ -131,6 +131,12 @@ def test_blank_lines_and_empty_rows(tmp_path) -> None:
     assert notes == ["t.csv: 2 rows hold no value and were passed over"]
 
 
+def test_comments_above_the_header(tmp_path) -> None:
+    rows, _, _ = taken(written(tmp_path, "t.txt", "# exported in May, by hand\n#Image\tSex of patient\nimage\tsex\na\tf\n"))
+    assert rows == {4: {"image": "a", "sex": "f"}}
+    assert taken(written(tmp_path, "n.csv", "#,image\n1,a\n"))[0] == {2: {"#": "1", "image": "a"}}
+
+
 def test_the_row_numbers_of_pandas_and_r_are_no_column(tmp_path) -> None:
     pd.DataFrame({"image": ["a", "b"]}, index=[7, 9]).to_csv(tmp_path / "t.csv")
     assert [row for _, row in TableReader().good_rows(tmp_path / "t.csv")] == [{"image": "a"}, {"image": "b"}]
@@ -199,7 +205,7 @@ def test_the_encoding_that_is_named_counts(tmp_path) -> None:
     ("name", "data", "said"),
     [
         ("t.csv", b"", "the file is empty; restore it or name another table"),
-        ("t.csv", b"\n \n", "no header, only blank lines; the first line names the columns"),
+        ("t.csv", b"\n \n", "no header, only blank lines or comments; the first line names the columns"),
         ("t.csv", b"image,sex\na,f\n\0\0\0", "NUL bytes (the first in line 3): no text, or a damaged file; restore it"),
         ("t.csv", bytes(range(1, 256)) * 9, "control characters among its bytes: no text, or a damaged file; restore it"),
         ("t.csv", b"PK\x03\x04....", "an Excel workbook or a zip archive, not text; rename a workbook to .xlsx, unpack an archive"),

@@ -20,7 +20,8 @@ MAX_CELL = 16_000_000  # characters
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SAMPLE = 50  # rows that decide between two delimiters
 MAX_HEADER_LINES = 20
-_SEP = re.compile(r'"?sep=([,;|\t:^~])"?\s*', re.IGNORECASE)  # Excel's own first line
+_SEP = re.compile(r'\ufeff?"?sep=([,;|\t:^~])"?\s*', re.IGNORECASE)  # Excel's own first line
+_COMMENT = re.compile(r"#+\s*[^\W\d_]")  # "# exported by", not the name "#" of a column of row numbers
 _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(,\d+)?")  # as Excel writes it where the comma is the decimal sign
 _FIGURES = re.compile(r"\d+")
 csv.field_size_limit(MAX_CELL)  # the module's own bound, 131,072 characters, is less than the text of a long report
@@ -50,7 +51,7 @@ class DelimitedTable:
         self.notes = [text.note] if text.note else []
         with text.open() as file:
             above, lines, delimiter = _head(self.path, file)
-        self.row_of_header = 1 + sum(1 for line in above if not line.strip())  # as a spreadsheet counts; it hides 'sep='
+        self.row_of_header = 1 + sum(1 for line in above if not _SEP.fullmatch(line))  # as a spreadsheet counts; it hides 'sep='
         options = [delimiter] if delimiter else [mark for mark in DELIMITERS if _count(lines, mark)] or [_usual(self.path)]
         formats = [Format(mark, skip_blanks=_has_blanks(lines, mark), above=len(above)) for mark in options]
         self.format, self.header = self._best(formats)
@@ -235,16 +236,16 @@ def _head(path: Path, file: IO[str]) -> tuple[list[str], list[str], str | None]:
     above: list[str] = []
     delimiter = None
     while line := file.readline(MAX_LINE):
-        named = _SEP.fullmatch(line.replace("\ufeff", ""))
+        named = _SEP.fullmatch(line)
         if named and delimiter is None:
             delimiter = named[1]
-        elif line.replace("\ufeff", "").strip():
+        elif line.replace("\ufeff", "").strip() and not _COMMENT.match(line.replace("\ufeff", "")):
             lines = [line]
             while _odd(lines) and len(lines) < MAX_HEADER_LINES and (line := file.readline(MAX_LINE)):
                 lines.append(line)
             return above, lines, delimiter
         above.append(line)
-    raise UserError(f"{path}: no header, only blank lines; the first line names the columns")
+    raise UserError(f"{path}: no header, only blank lines or comments; the first line names the columns")
 
 
 def _count(lines: Sequence[str], delimiter: str) -> int:
