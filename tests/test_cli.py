@@ -199,3 +199,20 @@ def test_generate_and_classifier_speak_of_what_they_made(
         monkeypatch, capsys, "classifier", "train", "--config", config, "--cohort", brain, "--target", "sex", "--out", tmp_path / "clf"
     )
     assert code == 0 and out.startswith(f"{tmp_path / 'clf'}: AUC ") and out.endswith(" held-out images\n")
+
+
+def test_columns_with_signs_in_their_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    from cohorts.raw_data import write_table
+
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png", "Race, detailed": race, "mass/size": "a"} for i, race in enumerate("xy")])
+    common = ["cohort", "import", "table", raw]
+    columns = ["--attributes", '"Race, detailed"', "--conditions", "mass/size"]
+    code, _, _ = _run(monkeypatch, capsys, *common, tmp_path / "out", *columns)
+    assert code == 0
+    schema = json.loads((tmp_path / "out" / "cohort.json").read_text())
+    assert (schema["attributes"], schema["conditions"]) == ({"Race, detailed": ["x", "y"]}, {"mass/size": ["a"]})
+    code, _, error = _run(monkeypatch, capsys, *common, tmp_path / "again", "--attributes", '"Race')
+    assert code == 1
+    assert "error: '\"Race': no closing quote in \"Race; write for example 'sex,\"Race, detailed\"'" in error

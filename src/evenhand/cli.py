@@ -13,6 +13,7 @@ from rich.table import Table
 
 from evenhand.core.artifacts import is_disk_full
 from evenhand.core.errors import UserError, did_you_mean
+from evenhand.core.names import cut, unquoted
 from evenhand.core.progress import console, warn
 
 # Help texts must not wait for torch: each command imports what it runs.
@@ -45,11 +46,17 @@ def _first_rank() -> bool:
 def _names(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
+    return [] if text == "none" else _columns(text)
 
 
 def _columns(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    """Names between commas; one that holds a comma itself stands in double quotes."""
+    if text is None:
+        return None
+    try:
+        return [unquoted(name) for name in cut(text, ",") if name.strip()]
+    except ValueError as fault:
+        raise UserError(f"{text!r}: {fault}; write for example 'sex,\"Race, detailed\"'") from None
 
 
 def _counts(title: str, cohort: Any) -> None:

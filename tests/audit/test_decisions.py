@@ -374,3 +374,18 @@ def test_a_wrong_rule_is_one_line(text: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_rule(text, attributes=["sex"])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+ODD_NAMES = ["mass: solid", "a*b", "a=b", 'he said "x"', "a,b", ">=60", "x:y=z", "\\"]
+
+
+@pytest.mark.parametrize("value", ODD_NAMES)
+@pytest.mark.parametrize("column", ["sex", "race: own", "a*b", "Sex (M/F)", "a=b"])
+def test_questions_and_rules_take_quoted_names(column: str, value: str) -> None:
+    asked = Question("semantics", (column, "age"), column, value)
+    assert parse_question(str(asked)) == asked
+    rule = parse_rule(f"{asked}>=0.25")
+    assert rule.question == asked and (rule.operator, rule.threshold) == (">=", 0.25)
+    with pytest.raises(UserError) as error:
+        parse_question('semantics:"tumour=yes:sex')
+    assert "question 'semantics:\"tumour=yes:sex'" in str(error.value)

@@ -135,6 +135,11 @@ def test_labels_are_found_by_image(tmp_path: Path) -> None:
     assert list(found) == ["sex"] and found["sex"].tolist() == [None, None, "female"]
 
 
+def test_labels_mean_what_they_mean_in_any_table(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,sex\nimages/0.png,MALE\nimages/1.png,N/A\nimages/2.png,Fe\u00admale\n")
+    assert hand_labels(tmp_path / "labels.csv", cohort(3))["sex"].tolist() == ["male", None, "female"]
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [

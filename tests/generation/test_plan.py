@@ -226,3 +226,13 @@ def test_the_encoding_of_a_plan_is_said(cohort: Cohort, tmp_path: Path, capsys: 
     (tmp_path / "plan.csv").write_bytes("n,prompt\n1,Röntgenbild\n".encode("cp1252"))
     assert _plan(tmp_path / "plan.csv", None).table["prompt"].tolist() == ["Röntgenbild"]
     assert "plan.csv: not UTF-8, read as cp1252; where letters are wrong, save it as UTF-8" in " ".join(capsys.readouterr().err.split())
+
+
+def test_cells_of_a_plan_mean_what_they_mean_in_any_table(cohort: Cohort, tmp_path: Path) -> None:
+    table = _plan(_file(tmp_path, "n,sex\n1.0,MALE\n2,Female \n1,N/A\n1,unknown\n1,\n"), cohort).table
+    assert table["sex"].tolist() == ["male", "female", "female", *["unspecified"] * 3]
+    with pytest.raises(UserError) as error:
+        _plan(_file(tmp_path, "n,prompt\n1,skin\n1,nan\n"), None)
+    assert str(error.value) == (
+        f"{tmp_path}/plan.csv: row 3: prompt 'nan' says that there is none; write the prompt, or empty the cell"
+    )

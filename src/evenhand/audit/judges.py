@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -117,7 +118,10 @@ class Recipe:
 def trained_classifier(cohort: Cohort, target: str, folder: Path, recipe: Recipe, rows: str = "train") -> Classifier:
     """The name holds what it was made from: another cohort, seed or length makes another folder, and nothing is overwritten."""
     made_of = f"{recipe.arch} {recipe.epochs:g} {recipe.seed} {rows} {cohort_hash(cohort)}"
-    out = folder / f"{target}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
+    safe = re.sub(r"[^\w-]+", "_", target)[:60]  # a column's name may hold a slash
+    if safe != target:
+        made_of += f" {target}"
+    out = folder / f"{safe}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
     state = processes()
     if state.is_main_process and not out.is_dir():
         facts = {"cohort": cohort.root, "target": target, "out": out, "rows": rows, **asdict(recipe)}

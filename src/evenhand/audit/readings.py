@@ -13,8 +13,9 @@ import pandas as pd
 from evenhand.audit.result import Basis
 from evenhand.cohorts.cohort import Cohort
 from evenhand.cohorts.tables import TableReader
+from evenhand.cohorts.values import is_missing, meant
 from evenhand.core.errors import UserError, did_you_mean
-from evenhand.core.groups import UNKNOWN, UNSPECIFIED, known
+from evenhand.core.groups import UNSPECIFIED, known
 from evenhand.core.names import joint_label, quoted
 from evenhand.core.progress import warn
 
@@ -154,12 +155,11 @@ def hand_labels(path: Path, synthetic: Cohort) -> dict[str, pd.Series]:
             raise UserError(f"--labels {path}: row {row}: image {image!r} stands twice; keep one row an image")
         seen.add(image)
         for name in columns:
-            value = record[name]
-            if value and value not in (UNKNOWN, UNSPECIFIED):
-                groups = synthetic.schema.attributes[name]
-                if value not in groups:
-                    raise UserError(f"--labels {path}: row {row}: {name} has no group {value!r}; {did_you_mean(value, groups)}")
-                found[name].iloc[places[image]] = value
+            value, groups = record[name], synthetic.schema.attributes[name]
+            group = meant(value, groups)
+            if group is None and not is_missing(value):
+                raise UserError(f"--labels {path}: row {row}: {name} has no group {value!r}; {did_you_mean(value, groups)}")
+            found[name].iloc[places[image]] = group
     for note in reader.notes():
         warn(note)
     return {name: labels for name, labels in found.items() if labels.notna().any()}

@@ -13,6 +13,7 @@ from evenhand.cohorts.cohort import Cohort
 from evenhand.cohorts.prompts import check_state, template_pattern, write_prompt
 from evenhand.cohorts.sources.captions import mine
 from evenhand.cohorts.tables import TableReader
+from evenhand.cohorts.values import is_missing, meant
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import NOT_GROUPS, UNSPECIFIED, known, observed_mix
 from evenhand.core.progress import warn
@@ -113,7 +114,9 @@ def plan_from_file(path: Path, *, prompt_attributes: Sequence[str] | None, like:
     conditions = dict(like.schema.conditions) if like else {}
     strata["n"] = [_count(path, row, value) for row, value in strata["n"].items()]
     for column in strata.columns.difference(["n", "prompt"]):
-        _check_values(path, strata, column, {**attributes, **conditions})
+        strata[column] = _meant(path, strata, column, {**attributes, **conditions}, finding=column in conditions)
+    if "prompt" in strata:
+        _require_prompts(path, strata)
     stated = _stated(prompt_attributes, attributes)
     return _expanded(strata, like.schema.modality if like else "mixed", attributes, conditions, stated, seed)
 
@@ -135,17 +138,33 @@ def _stated(prompt_attributes: Sequence[str] | None, attributes: Mapping[str, li
 
 
 def _count(path: Path, row: object, value: str) -> int:
-    if not (value.strip().isascii() and value.strip().isdigit()):
+    if not re.fullmatch(r"\d{1,9}(?:\.0*)?", value.strip(), re.ASCII):  # tables with an empty cell write 40 as 40.0
         raise UserError(f"{path}: row {row}: n is {value!r}; write a whole number of images")
-    return int(value)
+    return int(value.partition(".")[0])
 
 
-def _check_values(path: Path, strata: pd.DataFrame, column: str, schema: Mapping[str, list[str]]) -> None:
+def _require_prompts(path: Path, strata: pd.DataFrame) -> None:
+    """Refuse a word for missing, such as nan, in the place of a prompt; an empty cell asks for an image without one."""
+    for row, value in strata["prompt"].items():
+        if value.strip() and is_missing(value):
+            raise UserError(f"{path}: row {row}: prompt {value!r} says that there is none; write the prompt, or empty the cell")
+
+
+def _meant(path: Path, strata: pd.DataFrame, column: str, schema: Mapping[str, list[str]], *, finding: bool) -> list[str]:
+    """The groups that the cells mean, whatever their spelling; empty where they are missing.
+
+    Raises:
+        UserError: a column or a value that the cohort lacks.
+    """
     if column not in schema:
         raise UserError(f"{path}: unknown column {column!r}; {did_you_mean(column, ['n', 'prompt', *schema])}")
+    found = []
     for row, value in strata[column].items():
-        if value not in (*schema[column], "", UNSPECIFIED):
+        group = meant(value, schema[column])
+        if group is None and not is_missing(value, finding=finding):
             raise UserError(f"{path}: row {row}: {column} has no group {value!r}; {did_you_mean(value, schema[column])}")
+        found.append(group or "")
+    return found
 
 
 def _expanded(
