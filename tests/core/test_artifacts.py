@@ -179,6 +179,38 @@ def test_hashes(tmp_path) -> None:
     assert sha256_folder(folders[0]) != sha256_folder(folders[1])
 
 
+def test_links_are_followed_and_their_place_does_not_matter(tmp_path) -> None:
+    for name in ("plain/part", "elsewhere", "linked"):
+        (tmp_path / name).mkdir(parents=True)
+    for folder in ("plain/part", "elsewhere"):
+        (tmp_path / folder / "config.json").write_text("{}")
+        (tmp_path / folder / "special_tokens_map.json").write_text("{}")
+    (tmp_path / "linked/part").symlink_to("../elsewhere")
+    assert sha256_folder(tmp_path / "linked") == sha256_folder(tmp_path / "plain")
+    (tmp_path / "elsewhere/special_tokens_map.json").write_text("[]")
+    assert sha256_folder(tmp_path / "linked") != sha256_folder(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_links_without_an_end_are_refused(tmp_path, target: str) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/config.json").write_text("{}")
+    (tmp_path / "a/b/again").symlink_to(target)
+    with pytest.raises(UserError, match="again: a link that leads back to a folder around it") as error:
+        sha256_folder(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_one_folder_may_be_linked_twice_and_a_link_to_nothing_is_no_file(tmp_path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/config.json").write_text("{}")
+    before = sha256_folder(tmp_path)
+    for name in ("vae", "vae_2"):
+        (tmp_path / name).symlink_to("weights")
+    (tmp_path / "config.json").symlink_to("nowhere.json")
+    assert sha256_folder(tmp_path) != before
+
+
 def test_provenance() -> None:
     facts = provenance(seed=3)
     assert facts["seed"] == 3 and facts["versions"]["numpy"] == np.__version__

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evenhand.cohorts.cohort import Cohort
+from evenhand.core.errors import UserError
 from evenhand.engine.features import cohort_features, cohort_predictions
 from evenhand.models.classifiers import Classifier
 from evenhand.models.encoders import Encoder
@@ -85,3 +86,20 @@ def test_other_preprocessing_is_another_encoder(classifier_folder: Path, tmp_pat
     settings = other / "preprocessor_config.json"
     settings.write_text(settings.read_text().replace("0.5", "0.4"))
     assert Encoder.load(other).sha256 != Encoder.load(classifier_folder).sha256
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_stop_and_are_not_kept(encoder: Encoder, brain: Path, own_cache: Path, value: float) -> None:
+    few = Cohort.load(brain).subset(np.arange(120) < 3)
+
+    class Overflowing(Encoder):
+        def features(self, images: np.ndarray) -> np.ndarray:
+            found = super().features(images)
+            found[1, 4] = value
+            return found
+
+    bad = Overflowing(**{field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"not finite \(NaN or infinity\) for 1 of 3 images"):
+            cohort_features(bad, few)
+    assert np.isfinite(cohort_features(encoder, few)).all()

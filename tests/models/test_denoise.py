@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 from models.plain import plain_pipeline
 
+from evenhand.core.errors import UserError
 from evenhand.core.randomness import torch_generator
 from evenhand.models.denoise import decode, encode, guided_prediction, sampler, trajectory
 from evenhand.models.libraries import quiet_libraries
@@ -92,3 +93,24 @@ def test_encode_gives_the_scaled_posterior(tiny: Path) -> None:
     torch.testing.assert_close(std, posterior.std * vae.config.scaling_factor)
     far = decode(vae, mean * 100)
     assert far.shape == pixels.shape and far.min() >= 0 and far.max() <= 1
+
+
+@pytest.mark.parametrize("place", ["latents", "pixels"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_is_not_drawn_black(plain: Path, place: str, value: float) -> None:
+    vae = load_pipeline(plain).vae
+    latents = torch.zeros(3, 4, 16, 16)
+    if place == "latents":
+        latents[1, 0, 0, 0] = value
+    else:
+        vae.decoder.conv_out.bias.data[0] = value
+    wrong = "1 of 3" if place == "latents" else "3 of 3"
+    with pytest.raises(UserError, match=f"{place} of {wrong} drawn images are not finite .*draw with --precision no") as error:
+        decode(vae, latents)
+    assert str(error.value).startswith(f"{plain}: ")
+
+
+def test_the_check_lets_gradients_through(plain: Path) -> None:
+    latents = torch.zeros(1, 4, 16, 16, requires_grad=True)
+    decode(load_pipeline(plain).vae, latents).sum().backward()
+    assert latents.grad is not None and latents.grad.abs().sum() > 0

@@ -559,6 +559,17 @@ def test_v_prediction_with_zero_terminal_snr_loads(folder: Path) -> None:
     assert load_pipeline(folder).scheduler.config.rescale_betas_zero_snr
 
 
+@pytest.mark.parametrize("limit", [0, -1, 1, "77", None, 2.5, 25])
+def test_a_tokenizer_whose_limit_does_not_fit_is_refused(folder: Path, limit: object) -> None:
+    _configure(folder / "tokenizer/tokenizer_config.json", model_max_length=limit)
+    assert _message(load_pipeline, folder).startswith(f"{folder}/tokenizer")
+
+
+def test_names_of_foreign_files_are_cut_short(folder: Path) -> None:
+    _change(folder / UNET, lambda weights: {**weights, "x" * 3000: torch.zeros(1)})
+    assert len(_message(load_pipeline, folder)) < 500
+
+
 # Numbers
 
 

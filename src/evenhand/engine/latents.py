@@ -119,7 +119,13 @@ def _fill(folder: Path, stage: Stage, cohort: Cohort, prompts: list[str], accele
 @torch.no_grad()
 def _encoded(stage: Stage, cohort: Cohort, rows: np.ndarray, accelerator: Accelerator) -> list[np.ndarray]:
     pixels = to_tensor(cohort.pixels(rows), stage.channels).to(accelerator.device)
-    return [part.float().cpu().numpy() for part in stage.encode(pixels)]
+    parts = [part.float().cpu().numpy() for part in stage.encode(pixels)]
+    if not all(np.isfinite(part).all() for part in parts):
+        raise UserError(
+            f"{cohort.root}: latents are not finite (NaN or infinity) for images of rows {rows[0]} to {rows[-1]}; "
+            "the model's autoencoder overflows, give another model"
+        )
+    return parts
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
@@ -128,13 +129,15 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: latents or pixels are not finite; clamped and rounded they would be a black image.
     """
-    require_finite(latents, "latents")
+    read_from = getattr(vae.config, "_name_or_path", "")
+    model = Path(read_from).parent if read_from else "the model"
+    require_finite(latents, "latents", model)
     pixels = vae.decode(latents / vae.config.scaling_factor).sample
-    require_finite(pixels, "pixels")
+    require_finite(pixels, "pixels", model)
     return (pixels / 2 + 0.5).clamp(0, 1)
 
 
-def require_finite(drawn: torch.Tensor, what: str) -> None:
+def require_finite(drawn: torch.Tensor, what: str, model: Path | str) -> None:
     """Raise where something drawn (B, ...) holds NaN or infinity.
 
     Raises:
@@ -143,7 +146,7 @@ def require_finite(drawn: torch.Tensor, what: str) -> None:
     finite = torch.isfinite(drawn.detach()).flatten(1).all(1)
     if not bool(finite.all()):
         raise UserError(
-            f"{what} of {int((~finite).sum())} of {len(drawn)} drawn images are not finite (NaN or infinity); "
+            f"{model}: {what} of {int((~finite).sum())} of {len(drawn)} drawn images are not finite (NaN or infinity); "
             "draw with --precision no if it was bf16 or fp16, or load an earlier checkpoint of the model"
         )
 

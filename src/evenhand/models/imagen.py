@@ -195,7 +195,7 @@ class _PixelStage(Stage):
         return F.pixel_unshuffle(small * 2 - 1, self.patch), pixels.new_zeros(len(pixels), 1, 1, 1)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        require_finite(latents, "pixels")
+        require_finite(latents, "pixels", self.pipeline.name_or_path or "the model")
         return (F.pixel_shuffle(latents, self.patch) / 2 + 0.5).clamp(0, 1)
 
 

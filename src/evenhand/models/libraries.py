@@ -21,7 +21,13 @@ def brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
-    return f"no {lines[0]}" if isinstance(error, KeyError) else lines[0].rstrip(".:")
+    return f"no {shortened(lines[0])}" if isinstance(error, KeyError) else shortened(lines[0].rstrip(".:"))
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """What a foreign file says, cut to ``most`` letters, and none of them one that a terminal obeys."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 @contextmanager

@@ -200,7 +200,10 @@ def model_hash(model: str | Path) -> str:
 def model_provenance(model: str | Path) -> dict[str, Any]:
     """How a model was made, as it says itself; empty where it does not."""
     note = model_folder(model) / "evenhand.json"
-    return dict(read_json(note)) if note.is_file() else {}
+    facts = read_json(note) if is_file(note) else {}
+    if not isinstance(facts, dict):
+        raise UserError(f"{note}: not a table of facts; take the file out, or write it anew")
+    return facts
 
 
 def stages_of(pipeline: DiffusionPipeline) -> dict[str, Stage]:

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, SchedulerMixin
 from evenhand.core.errors import UserError
 from evenhand.models.denoise import sampler
 from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
+from evenhand.models.text import tokenized
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # What a denoiser may be given beside noisy latents, a timestep and text; it would be left without.
@@ -24,6 +25,8 @@ _INPUTS = {
     "time_cond_proj_dim": "the guidance scale, as latent consistency models",
 }
 _UNUSED = "StableDiffusionPipeline does not apply; give the autoencoder of a Stable Diffusion 1.x or 2.x"
+_SHORTEST = 3  # tokens: a start, an end, and a word between
+_UNLIMITED = 10**9  # transformers takes a number above it where none is given
 _OTHER_CHANNELS = {9: "an inpainting network", 8: "an instruct-pix2pix network", 5: "a depth-to-image network", 7: "an upscaling network"}
 
 
@@ -110,13 +113,25 @@ def _check_text(folder: Path, parts: Mapping[str, Any], denoisers: tuple[str, ..
     known = encoder.get_input_embeddings().num_embeddings
     if words > known:
         raise UserError(f"{folder / 'tokenizer'}: {words} tokens, the text encoder knows {known}; give the tokenizer that belongs to it")
-    limit, places = tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None)
-    if places is not None and limit > places:
-        told = limit if limit < 10**9 else "not given"
-        raise UserError(
-            f"{folder / 'tokenizer' / 'tokenizer_config.json'}: model_max_length is {told}, the text encoder has {places} positions; "
-            f"write {places}"
-        )
+    _check_limit(folder / "tokenizer", tokenizer, getattr(encoder.config, "max_position_embeddings", None))
+    try:
+        with quiet_libraries():
+            words = int(tokenized(tokenizer, ["", "An image of a patient, 60 years."]).input_ids.max()) + 1
+    except LOAD_ERRORS as error:
+        raise UserError(f"{folder / 'tokenizer'}: gives no tokens ({brief(error)}); give the tokenizer that belongs to the model") from None
+    if words > known:
+        raise UserError(f"{folder / 'tokenizer'}: {words} tokens, the text encoder knows {known}; give the tokenizer that belongs to it")
+
+
+def _check_limit(folder: Path, tokenizer: Any, places: int | None) -> None:
+    limit, most = tokenizer.model_max_length, places or _UNLIMITED
+    if isinstance(limit, int) and not isinstance(limit, bool) and _SHORTEST <= limit <= most:
+        return
+    told = "not given" if isinstance(limit, int) and limit >= _UNLIMITED else repr(limit)
+    raise UserError(
+        f"{folder / 'tokenizer_config.json'}: model_max_length is {told}, the text encoder has {places or 'any number of'} positions; "
+        f"write {places or 'how many are meant'}"
+    )
 
 
 def check_scheduler(folder: Path, scheduler: SchedulerMixin) -> None:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from evenhand.core.artifacts import is_file, read_json
 from evenhand.core.errors import UserError
-from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
+from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries, shortened
 
 CONFIG_FILE = "config.json"
 _PRECISIONS = ("fp32", "fp16", "bf16")  # variants of one network; others, such as "ema", are other networks
@@ -213,7 +213,7 @@ def _listed(what: str, names: Iterable[str], shown: Callable[[str], str] = str) 
     if len(names) > 1:
         verb, _, rest = what.partition(" ")
         what = f"{ {'is': 'are', 'has': 'have'}[verb]} {rest}"
-    first = ", ".join(shown(name) for name in names[:_NAMED])
+    first = ", ".join(shortened(shown(name), 100) for name in names[:_NAMED])
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return [f"{len(names)} weight{'s' if len(names) > 1 else ''} {what} ({first}{more})"]
 
