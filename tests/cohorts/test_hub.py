@@ -116,6 +116,8 @@ def test_class_labels_become_their_names(tmp_path) -> None:
     raw = write(tmp_path / "t.parquet", columns, features)
     table = imported(raw, attributes=["sex"], conditions=["grade"]).table
     assert list(table["sex"]) == ["female", "male", "unknown", "unknown"] and list(table["grade"]) == ["severe", "none", "mild", "mild"]
+    raw = write(tmp_path / "named.parquet", {**columns, "sex": ["male", "female", None, "male"]}, features)
+    assert list(imported(raw, attributes=["sex"]).table["sex"]) == ["male", "female", "unknown", "male"]
     raw = write(tmp_path / "bad.parquet", {**columns, "sex": [0, 1, 2, 0]}, features)
     assert "bad.parquet row 3: sex '2' is the number of no class; there are 2, counted from 0" in refusal(raw, attributes=["sex"])
 

@@ -121,6 +121,7 @@ def test_the_four_batches_of_the_download(tmp_path, above, prefix) -> None:
     for number, patient in ((2, "patient00001"), (3, "patient21514"), (4, "patient43018")):
         folders[number].mkdir()
         (folders[1] / "train" / patient).rename(folders[number] / patient)
+    (folders[1] / "CHEXPERT DEMO.xlsx").rename(folders[1].parent / "CHEXPERT DEMO.xlsx")
     for table in (folders[1] / "train.csv", folders[1] / "valid.csv"):
         table.write_text(re.sub(r"^(train|valid)/", lambda match: prefix + match[0], table.read_text(), flags=re.MULTILINE))
     table = import_cohort("chexpert", tmp_path / "raw", tmp_path / "out").table

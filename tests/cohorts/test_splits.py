@@ -43,6 +43,9 @@ def test_wrong_fractions(fractions: tuple[float, ...]) -> None:
 
 def test_names_of_splits() -> None:
     assert [parse_split(name) for name in ("Training", "valid", "dev", " test ")] == ["train", "val", "val", "test"]
+    assert [parse_split(name) for name in ("TRAIN set", "Training_Set", "validate", "Test-Split", "held-out", "hold_out")] == [
+        *("train", "train", "val", "test", "test", "test")
+    ]
     with pytest.raises(UserError) as error:
         parse_split("tran")
     assert str(error.value) == "split 'tran' is unknown; did you mean 'train'? There is: train, val, test"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -12,9 +13,9 @@ from evenhand.core.randomness import generator
 
 FRACTIONS = (0.70, 0.15, 0.15)  # of subjects, in the order of SPLITS
 _SPELLINGS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "heldout", "held-out"), "test"),
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "development", "tune", "tuning"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "heldout", "held out", "holdout", "hold out"), "test"),
 }
 
 
@@ -49,7 +50,8 @@ def parse_split(value: str) -> str:
     Raises:
         UserError: a name that means none of them.
     """
-    name = _SPELLINGS.get(value.strip().lower())
+    words = " ".join(re.sub(r"[-_]", " ", value.lower()).split())
+    name = _SPELLINGS.get(re.sub(r" (?:set|split|data)$", "", words))
     if name is None:
         raise UserError(f"split {value!r} is unknown; {did_you_mean(value, SPLITS)}")
     return name

@@ -249,7 +249,9 @@ class Chexpert(Source):
         if {"race", "ethnicity"}.isdisjoint(self.attributes):
             return None
         if path is None and not self.plus:
-            folders = dict.fromkeys([self.base, self.raw, *subfolders(self.raw, "chexpertdemo")])
+            above = [self.base.parent] if self.base != self.raw else []
+            demo = [folder for place in (self.raw, *above) for folder in subfolders(place, "chexpertdemo")]
+            folders = dict.fromkeys([self.base, *above, self.raw, *demo])
             pattern = re.compile(r"chexpert[ _-]?demo\.xlsx", flags=re.IGNORECASE)
             path = next((file for folder in folders for file in sorted(folder.iterdir()) if pattern.fullmatch(file.name)), None)
         if path is None:

@@ -218,7 +218,7 @@ def _with_names(row: Row, labels: dict[str, list[str]]) -> Row | BadRow:
     """A row with the names of its classes instead of their numbers."""
     for column, names in labels.items():
         number = row.get(column, "")
-        if is_missing(number):
+        if is_missing(number) or number in names:  # a missing class is -1; some writers store the name itself
             continue
         if not number.isdecimal() or int(number) >= len(names):
             return BadRow(f"{column} {number!r} is the number of no class; there are {len(names)}, counted from 0")
