@@ -65,6 +65,24 @@ def test_targets_in_words_and_from_a_cohort(classifier_folder: Path, speaking: P
         classes.target(f"sex*tumour=male/{none}:0.5,female/{none}:0.5", guides)
 
 
+def test_cohorts_that_name_classes_or_groups_otherwise_are_refused(classifier_folder: Path, speaking: Path, tmp_path: Path) -> None:
+    guides, whole = Guides.load([classifier_folder]), Cohort.load(speaking)
+    _, classes = read_prompts(speaking, "tumour")
+    for column, near in (("tumour", "'TUMOUR' beside 'tumour'"), ("sex", "'FEMALE' beside 'female'")):
+        groups = {**whole.schema.columns, column: [name.upper() for name in whole.schema.columns[column]]}
+        kind = "attributes" if column in whole.schema.attributes else "conditions"
+        schema = whole.schema.model_copy(update={kind: {name: groups[name] for name in getattr(whole.schema, kind)}})
+        other = Cohort(schema, whole.table.assign(**{column: whole.table[column].str.upper()}), whole.root)
+        other.save(tmp_path / column)
+        with pytest.raises(UserError, match=f"its groups of {column} are .*{near}.*name groups alike"):
+            classes.target(str(tmp_path / column), guides)
+        if column == "tumour":
+            with pytest.raises(UserError, match="those of the prompts are 'none', 'tumour'"):
+                classes.within(other, np.zeros(len(other), dtype=int), 2)
+    absent = whole.subset(whole.table["tumour"] == "tumour")  # one class has no image: no fault of names
+    assert set(classes.within(absent, np.zeros(len(absent), dtype=int), 2)) == {2}
+
+
 def test_classes_that_prompts_do_not_tell_are_refused(brain: Path, tmp_path: Path) -> None:
     whole = Cohort.load(brain)
     silent = tmp_path / "silent"

@@ -61,6 +61,15 @@ def test_quoted_names() -> None:
     assert parse_mix('"Sex (M/F); at = birth"*b="M:F"/c:1').names == ("Sex (M/F); at = birth", "b")
 
 
+def test_a_name_that_must_be_quoted_is_shown_in_quotes() -> None:
+    with pytest.raises(UserError) as error:
+        parse_mix("race=Black African American:0.5,White:0.5", {"race": ["White", "Black/African American", ">=60"]})
+    assert str(error.value) == (
+        "mix: race has no group 'Black African American'; did you mean '\"Black/African American\"'? "
+        'There is: White, "Black/African American", >=60'
+    )
+
+
 def test_every_name_is_written_so_that_it_is_read_back() -> None:
     rng = np.random.default_rng(0)
     signs = list(',;:/*="\\|<> x\'aé男\t')

@@ -85,7 +85,7 @@ class Mix:
                     raise UserError(f"mix: unknown attribute {name!r}; {did_you_mean(name, schema)}")
                 for values in factor.shares:
                     if values[place] not in schema[name]:
-                        raise UserError(f"mix: {name} has no group {values[place]!r}; {did_you_mean(values[place], schema[name])}")
+                        raise UserError(f"mix: {name} has no group {values[place]!r}; {did_you_mean(values[place], schema[name], quoted)}")
 
     def __str__(self) -> str:
         """The text that ``parse_mix`` reads."""
