@@ -93,7 +93,7 @@ def test_one_hot_pixel_is_clipped_and_counted(tmp_path) -> None:
     cohort = imported(tmp_path, {"a.png": png(hot, 16), "b.png": png(RAMP, 16)})
     np.testing.assert_array_equal(np.delete(gray(cohort), 3, axis=0), np.delete(gray(cohort, 1), 3, axis=0))
     assert int(gray(cohort, 1).max()) == 255
-    said = "1 of 8,192 pixels lie outside of the window, in 1 images; they are black or white"
+    said = "1 of 8,192 pixels lie outside of the window, in 1 image; they are black or white"
     assert note(cohort, "1 of 8,192 pixels") == said
 
 
@@ -102,7 +102,7 @@ def test_a_window_of_ones_own(tmp_path) -> None:
     cohort = imported(tmp_path, files, window="-160,240")
     values = np.round(np.clip((RAMP[0].astype(float) - 1024 + 160) / 400, 0, 1) * 255)
     np.testing.assert_array_equal(gray(cohort)[0], values)
-    assert note(cohort, "1 images with more than 8 bits: window -160 to 240 (as --window says)")
+    assert note(cohort, "1 image with more than 8 bits: window -160 to 240 (as --window says)")
     assert "lie outside of the window" in " ".join(notes_on(cohort))
 
 
@@ -121,6 +121,13 @@ def test_a_window_for_dark_images_of_8_bits(tmp_path) -> None:
     assert note(cohort, "--window was not used") and gray(cohort)[0].tolist() == list(range(16))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_window_of_fractions_is_not_used_on_images_of_8_bits(tmp_path, order) -> None:
+    files = dict([("a.tif", tiff((RAMP / 4095).astype(np.float32))), ("b.png", noise(1, 64))][::order])
+    with pytest.raises(UserError, match="images of 8 bits and of more in one import, and --window within 0 to 255 fits one kind"):
+        imported(tmp_path, files, window=[0, 1])
+
+
 @pytest.mark.parametrize(("dark", "said"), [(1, False), (2, False), (3, True)])
 def test_dark_images_are_a_note_where_they_are_the_larger_part(tmp_path, dark, said) -> None:
     files = {f"{i}.png": Image.fromarray(np.full((8, 8), 63 if i < dark else 64, np.uint8)) for i in range(4)}
@@ -137,7 +144,7 @@ def test_images_of_8_bits_stay_as_they_are_among_deep_ones(tmp_path) -> None:
     eight = noise(1, 64)
     cohort = imported(tmp_path, {"a.png": eight, "b.png": png(RAMP, 16)})
     np.testing.assert_array_equal(gray(cohort), np.asarray(eight))
-    assert "1 images with 8 bits are among those with more; they stay as they are" in notes_on(cohort)
+    assert "1 image with 8 bits among those with more: no window, they stay as they are" in notes_on(cohort)
 
 
 def test_only_deep_images_are_decoded_twice(tmp_path, monkeypatch) -> None:

@@ -54,6 +54,9 @@ class PixelRules:
         self.size: int | None = settings.size
         self.mode: Literal["L", "RGB"] | None = self.fixed_mode
         self.window = Window(*settings.window, "as --window says") if settings.window else None
+        # a window of other images does not mean those of 8 bits
+        self.for_8_bits = settings.window is not None and settings.window[0] >= 0 and settings.window[1] <= 255
+        self.window_is_deep: bool | None = None
         self.images = self.deep = self.cut = self.enlarged = self.larger = self.dark = self.pixels = self.clipped = self.clipped_images = 0
         self.most_lost = self.factor = 0.0
         self.smallest: int | None = None
@@ -67,6 +70,7 @@ class PixelRules:
             BadImage: truncated, damaged, or colour where the first image is gray.
         """
         raster = opened.decode() if isinstance(opened, Picture) else Raster(opened)
+        self._check_window(raster)
         if self.size is None:
             self.size = min(MAX_SIZE, *raster.size) if self.settings.fit == "crop" else min(MAX_SIZE, max(raster.size))
         if self.mode is None:
@@ -80,10 +84,18 @@ class PixelRules:
         done = _cropped(image, self.size) if self.settings.fit == "crop" else _padded(image, self.size)
         return Prepared(done, side, lost, raster.remarks, raster.levels is not None, pixels, clipped)
 
+    def _check_window(self, raster: Raster) -> None:
+        """A window within 0 to 255 is taken by images of 8 bits too, so it must not mean others as well."""
+        if self.for_8_bits:
+            deep = raster.levels is not None
+            if self.window_is_deep not in (None, deep):
+                raise BadImage("images of 8 bits and of more in one import, and --window within 0 to 255 fits one kind; import them apart")
+            self.window_is_deep = deep
+
     def _shown(self, raster: Raster) -> tuple[Image.Image, int, int]:
         """The 8-bit image that a window shows, with the number of clipped pixels of how many."""
         if raster.image is not None:
-            if self.window is None or self.window.high > 255:  # a window of deep images does not mean the others
+            if not self.for_8_bits or self.window is None:
                 return raster.image, 0, 0
             levels = np.asarray(raster.image)
             return _to_image(self.window.scale(levels)), self.window.outside(levels), levels.size
@@ -134,16 +146,16 @@ class PixelRules:
     def _window_notes(self) -> list[str]:
         if self.window is None:
             return []
-        if not self.deep and self.window.high > 255:
-            return [f"--window was not used: no image has more than 8 bits, whose values end at 255, not {as_text(self.window.high)}"]
+        if not self.deep and not self.for_8_bits:
+            return ["--window was not used: no image has more than 8 bits, whose values are 0 to 255"]
         window = f"{as_text(self.window.low)} to {as_text(self.window.high)} ({self.window.rule})"
-        which = f"{self.deep} images with more than 8 bits" if self.deep else f"{self.images} images"
+        which = f"{_images(self.deep)} with more than 8 bits" if self.deep else _images(self.images)
         notes = [f"{which}: window {window} scaled to 0..255; --window LOW,HIGH sets another"]
         if self.clipped:
-            where = f"outside of the window, in {self.clipped_images} images; they are black or white"
+            where = f"outside of the window, in {_images(self.clipped_images)}; they are black or white"
             notes.append(f"{self.clipped:,} of {self.pixels:,} pixels lie {where}")
-        if 0 < self.deep < self.images and self.window.high > 255:
-            notes.append(f"{self.images - self.deep} images with 8 bits are among those with more; they stay as they are")
+        if 0 < self.deep < self.images:
+            notes.append(f"{_images(self.images - self.deep)} with 8 bits among those with more: no window, they stay as they are")
         return notes
 
     def _size_notes(self) -> list[str]:
@@ -167,6 +179,10 @@ class PixelRules:
                 "and were reduced; give --size to keep more"
             )
         return notes
+
+
+def _images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number} images"
 
 
 def _to_image(scaled: np.ndarray) -> Image.Image:
