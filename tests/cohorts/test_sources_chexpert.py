@@ -165,6 +165,15 @@ def test_one_table_alone_and_labels_of_the_validation_set(tmp_path) -> None:
     assert table[["split", "sex", "effusion"]].values.tolist() == [["val", "unknown", "none"]]
 
 
+@pytest.mark.parametrize("folder", ["", "CheXpert-v1.0"])
+def test_patients_without_the_folder_of_their_split(tmp_path, folder) -> None:
+    raw = write_chexpert(tmp_path / "raw" / folder, {"train.csv": [f"CheXpert-v1.0/{row}" for row in TRAIN]}, None)
+    for path in sorted((raw / "train").iterdir()):
+        path.rename(raw / path.name)
+    (raw / "train").rmdir()
+    assert len(import_cohort("chexpert", tmp_path / "raw", tmp_path / "out")) == 4
+
+
 def test_tables_in_capitals(tmp_path) -> None:
     raw = written(tmp_path)
     (raw / "train.csv").rename(raw / "TRAIN.CSV")

@@ -225,7 +225,11 @@ class Chexpert(Source):
         folders = dict.fromkeys([*([prefix] if (self.raw / prefix).is_dir() and prefix else []), *self.folders])
         name, endings = plain.removesuffix(ending), list(dict.fromkeys([ending, *ENDINGS]))
         of_batch = re.sub(r"^(?:train|valid|test)/(?=patient)", "", name, flags=re.IGNORECASE)
-        found = self.lookup.seek(of_batch, self.batches, endings) if self.batches and of_batch != name else None
+        without = self.batches if of_batch != name else []  # most images of the download lie there
+        found = self.lookup.seek(of_batch, without, endings) if without else None
+        found = found or self.lookup.seek(name, list(folders), endings)
+        if found is None and of_batch != name:  # the data set unpacked without its folder train/
+            found = self.lookup.seek(of_batch, list(folders), endings)
         return found or self.find(name, list(folders), endings)
 
     def _race_and_ethnicity(self, subject: str, row: Row) -> dict[str, str]:
