@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +129,17 @@ def test_faults_of_the_input_are_named(tiny: Path, brain: Path, tmp_path: Path) 
     assert _message(**{**base, "cohort": tmp_path / "test"}) == (
         f"{tmp_path / 'test'}: the training split is empty; import again, or give rows split=train"
     )
+
+
+def test_no_model_is_trained_that_could_not_be_drawn(plain: Path, skin: Path, tmp_path: Path) -> None:
+    """Zero terminal SNR with epsilon: refused in a folder, and as what --prediction would make of one."""
+    model = shutil.copytree(plain, tmp_path / "model")
+    file = model / "scheduler/scheduler_config.json"
+    config = {**json.loads(file.read_text()), "rescale_betas_zero_snr": True}
+    for stated, prediction in (("v_prediction", "epsilon"), ("epsilon", None)):
+        file.write_text(json.dumps({**config, "prediction_type": stated}))
+        with pytest.raises(UserError, match="zero terminal SNR"):
+            train(settings_for(model, skin, tmp_path / f"run-{stated}", prediction=prediction))
 
 
 def test_images_of_another_size_are_refused(tiny: Path, tmp_path: Path) -> None:

@@ -159,19 +159,16 @@ def check_scheduler(folder: Path, scheduler: SchedulerMixin) -> None:
     if not bool(((schedule.betas >= 0) & (schedule.betas <= 1)).all()):
         least, most = float(schedule.betas.min()), float(schedule.betas.max())
         raise UserError(f"{where}: betas are {least:g} to {most:g}; they must lie between 0 and 1")
-    check_terminal_snr(where, config, float(schedule.alphas_cumprod[-1]))
+    check_terminal_snr(where, schedule)
 
 
-def check_terminal_snr(where: Path, config: Mapping[str, Any], last: float) -> None:
+def check_terminal_snr(where: Path | str, schedule: DDPMScheduler) -> None:
     """Raise for epsilon prediction with zero terminal SNR: of pure noise the network can only say that it is noise, and no image follows.
-
-    Args:
-        last: alpha-bar of the last timestep.
 
     Raises:
         UserError: Lin et al. 2023, arXiv 2305.08891, section 3.2, with both ways out.
     """
-    if (last <= 0 or config.get("rescale_betas_zero_snr")) and config.get("prediction_type", "epsilon") == "epsilon":
+    if float(schedule.alphas_cumprod[-1]) <= 0 and schedule.config.prediction_type == "epsilon":
         raise UserError(
             f"{where}: zero terminal SNR (rescale_betas_zero_snr) with prediction_type epsilon: no image follows from pure noise; "
             "write rescale_betas_zero_snr: false, or train with v_prediction"

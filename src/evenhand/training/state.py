@@ -15,6 +15,7 @@ from evenhand.engine.checkpoints import Checkpoint
 from evenhand.engine.learner import Learner
 from evenhand.models.adapters import train_only
 from evenhand.models.pipelines import load_pipeline, model_hash, stage_of, training_scheduler
+from evenhand.models.shapes import check_terminal_snr
 from evenhand.models.stages import Stage
 from evenhand.training.population import Population
 from evenhand.training.settings import TrainSettings
@@ -132,5 +133,6 @@ def trainable_pipeline(settings: TrainSettings) -> DiffusionPipeline:
     stage = stage_of(pipeline, settings.stage)
     if settings.prediction is not None:
         stage.scheduler.register_to_config(prediction_type=settings.prediction)
+        check_terminal_snr(f"--prediction {settings.prediction}", training_scheduler(stage))
     train_only(pipeline, stage.unet, settings.lora, derive_seed(settings.seed, "lora"))
     return pipeline
