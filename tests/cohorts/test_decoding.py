@@ -19,7 +19,7 @@ from cohorts.image_files import (
 )
 from PIL import Image
 
-from evenhand.cohorts.decoding import BadImage, Raster
+from evenhand.cohorts.decoding import BadImage, Raster, brief
 from evenhand.cohorts.images import open_picture
 
 
@@ -319,6 +319,11 @@ def test_kinds_that_are_not_read_say_what_to_do(tmp_path) -> None:
     for file in (dicom, tmp_path / "scan.dcm"):
         with pytest.raises(BadImage, match=r"^DICOM is not read; convert it to 16-bit PNG \(DCMTK: dcmj2pnm --write-16-bit-png\)"):
             open_picture(file)
+
+
+@pytest.mark.parametrize(("error", "expected"), [(ValueError("a\x1b[31m\nb\0c"), "a [31m b c"), (KeyError(), "KeyError")])
+def test_messages_are_one_printable_line(error, expected) -> None:
+    assert brief(error) == expected
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])

@@ -127,7 +127,8 @@ def decode(image: ImageFile.ImageFile, file: Path | bytes) -> Raster:
 
 def brief(error: Exception) -> str:
     """An error's message in one short line."""
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    text = "".join(character if character.isprintable() else " " for character in str(error))  # parsers quote the file's bytes
+    return " ".join(text.split())[:100] or type(error).__name__
 
 
 def _plain(file: ImageFile.ImageFile, remarks: set[str]) -> Raster:
