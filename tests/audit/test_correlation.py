@@ -131,13 +131,13 @@ def test_generated_images_of_one_value_or_without_one_are_said_and_not_trained_o
 
 
 def test_generated_images_that_show_another_condition_than_their_label_train_the_wrong_thing(tmp_path: Path) -> None:
-    write_phantoms("fundus", tmp_path / "real", n=160, size=32, seed=4)
-    made = write_phantoms("fundus", tmp_path / "made", n=100, size=32, seed=5)
+    write_phantoms("fundus", tmp_path / "real", n=260, size=32, seed=4)
+    made = write_phantoms("fundus", tmp_path / "made", n=160, size=32, seed=5)
     swapped = made.table["cup_disc_ratio"].replace({"normal": "abnormal", "abnormal": "normal"})
     write_table(made.root / TABLE_FILE, made.table.assign(cup_disc_ratio=swapped))  # their prompts still say what they show
     settings = SemanticSettings(
         real=tmp_path / "real", synthetic=made.root, out=tmp_path / "x.json", label=["cup_disc_ratio"], arch=["resnet"],
-        attributes=["sex"], epochs=6, n_boot=100, min_n=5, test_rows="val+test",
+        attributes=["sex"], epochs=8, n_boot=100, min_n=5, test_rows="val+test",
     )  # fmt: skip
     normal = next(table for table in semantic_correlation(settings).tables if table.value == "normal")
     assert normal.auc.real_trained.value > 0.85 and normal.auc.synthetic_trained.value < 0.3

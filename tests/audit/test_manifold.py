@@ -240,3 +240,11 @@ def test_each_is_a_metric_by_group_at_one_n() -> None:
     probs[100:] = 1 / 3
     frame = size_matched(probs, probs, groups, groups, lambda _, p: log_inception_score(p), higher_is_better=True, repeats=2)
     assert frame.worst == "b" and frame.by_group.loc["b", "value"] == pytest.approx(0, abs=1e-12)
+
+
+def test_what_lies_on_the_edge_of_a_ball_is_outside_whatever_the_last_bits_say() -> None:
+    x = normal(60, 7, 3)
+    rounding = 1 + 1e-14 * np.random.default_rng(0).choice([-1, 1], size=(60, 1))
+    for copies in (x, x * rounding):  # of each image, and so of each k-th neighbour
+        found = manifold_metrics(x, copies, k=1)
+        assert (found.density, found.coverage, found.precision, found.recall) == (1.0, 1.0, 1.0, 1.0)

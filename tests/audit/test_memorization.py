@@ -388,3 +388,14 @@ def test_real_radiographs_of_patients_with_many_alike() -> None:
     for share in (0.0, 0.1, 0.5):
         made = planted(train, innocent, share, ["exact", "flipped", "jpeg95", "cropped"])
         assert copy_rate(train, heldout, made).value == pytest.approx(round(share * len(innocent)) / len(innocent), abs=0.03)
+
+
+def test_training_images_that_differ_by_rounding_are_one_to_authenticity() -> None:
+    rng = np.random.default_rng(0)
+    train, made = rng.normal(size=(80, 6)), rng.normal(size=(60, 6))
+    once = authenticity(train, made).value
+    for noise in (0.0, 1e-7):
+        twice = np.concatenate([train, train * (1 + noise * rng.normal(size=train.shape))])
+        assert authenticity(twice, made).value == once
+    with pytest.raises(FeatureError, match="the same features"):
+        authenticity(np.ones((5, 3)), made[:, :3])

@@ -26,6 +26,7 @@ CLIP_SIGMA = 10.0
 _MMD_SCALE = 1000  # the unit that the paper reports in
 _BLOCK_CELLS = 4_000_000  # distances held at once: 32 MB
 _SAME = 1e-12  # squared distances below this share of the largest squared norm are rounding: copies lie at distance 0
+_OPEN = 1 - 1e-9  # of a ball's squared radius: what lies on its edge, as a copy of the k-th neighbour does, is outside on any processor
 _LARGEST = 1e150  # its square is still a number
 
 
@@ -66,7 +67,7 @@ def manifold_metrics(real: Any, synthetic: Any, *, k: int = NEIGHBOURS) -> Manif
         raise FeatureError(f"features are too large for float64 (above {_LARGEST:g}); scale them down")
     centre = (x.mean(axis=0) + y.mean(axis=0)) / 2  # a common offset would cost digits
     x, y = x - centre, y - centre
-    radius_x, radius_y = _radii(x, k), _radii(y, k)
+    radius_x, radius_y = _OPEN * _radii(x, k), _OPEN * _radii(y, k)
     around, recalled, covered = np.zeros(len(y), dtype=int), 0, 0  # of a generated image: real balls around it; of real images: counts
     for rows, squares in _square_distances(x, y):
         inside = squares < radius_x[rows, None]

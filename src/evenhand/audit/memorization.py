@@ -27,7 +27,7 @@ from evenhand.audit.intervals import (
     subject_codes,
 )
 from evenhand.audit.matching import LARGEST_SIDE, NearestPictures, as_float, as_images, as_pictures, not_blank
-from evenhand.audit.neighbours import Finder, NearestFeatures, expected_nearest, nearest_rows
+from evenhand.audit.neighbours import Finder, NearestFeatures, expected_nearest, nearest_other, nearest_rows
 from evenhand.core.randomness import generator
 
 Encoder = Callable[[np.ndarray], Any]
@@ -267,11 +267,11 @@ def authenticity_by_group(
 
 def _authentic(train_features: Any, synthetic_features: Any) -> np.ndarray:
     train, synthetic = _as_feature_sets(("training", train_features), ("generated", synthetic_features))
-    train = np.unique(train, axis=0)
-    if len(train) < 2:
+    apart = nearest_other(train)
+    if not np.isfinite(apart).any():
         raise FeatureError("all training images have the same features; authenticity needs 2 that differ")
     distance, nearest = nearest_rows(synthetic, train)
-    return distance > nearest_rows(train, train, np.arange(len(train)))[0][nearest]
+    return distance > apart[nearest]
 
 
 def nearest_ratio(

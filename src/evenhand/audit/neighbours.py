@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 _BLOCK = 256  # queries held at once
+_ROUNDING = 1e-10  # squared distances below this share of the largest squared norm are float32's: the rows are the same
 
 
 class Matches(NamedTuple):
@@ -49,6 +50,18 @@ def nearest_rows(queries: np.ndarray, gallery: np.ndarray, subjects: np.ndarray 
         which[rows] = squares.argmin(axis=1)
         distance[rows] = np.linalg.norm(queries[rows] - gallery[which[rows]], axis=1)  # by difference: exactly 0 for a copy
     return distance, which
+
+
+def nearest_other(rows: np.ndarray) -> np.ndarray:
+    """Distance (n,) of each row to the nearest one that differs from it by more than rounding; infinite where none does."""
+    distance, which = np.full(len(rows), np.inf), np.zeros(len(rows), dtype=int)
+    same = _ROUNDING * ((rows - rows.mean(axis=0)) ** 2).sum(axis=1).max()
+    for part, squares in _squares(rows, rows):
+        squares[squares <= same] = np.inf
+        which[part], distance[part] = squares.argmin(axis=1), squares.min(axis=1)
+    there = np.isfinite(distance)
+    distance[there] = np.linalg.norm(rows[there] - rows[which[there]], axis=1)
+    return distance
 
 
 def _squares(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
