@@ -65,6 +65,11 @@ def test_image_structs(tmp_path, column, stated) -> None:
     np.testing.assert_allclose(cohort.pixels(), decoded, atol=1e-6)  # each row has its own image
 
 
+def test_column_names_with_capitals_and_blanks(tmp_path) -> None:
+    raw = write(tmp_path / "t.parquet", {" Image ": [struct(0), struct(1)], "sex ": [1, 0]}, {"sex ": SEX})
+    assert list(imported(raw, attributes=["sex"]).table["sex"]) == ["male", "female"]
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_plain_bytes_are_images_too(tmp_path, kind) -> None:
     table = pa.table({"jpg": pa.array([picture_bytes(i) for i in range(3)], kind), "caption": ["a", "b", "c"]})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from evenhand.cohorts.header import clean
 from evenhand.cohorts.hub import StoredImages, find_arrow, find_shards, in_order, missing_shards, read_features, split_of_name
 from evenhand.cohorts.images import Picture
 from evenhand.cohorts.lookup import NoFile, file_in, is_junk, subfolders
@@ -153,12 +154,14 @@ class Table(Source):
         if path.suffix.lower() != ".parquet":
             return Part(path, prefix, split, {}, None)
         features = read_features(path)
-        if self.image_column in features.lists:
+        column = next((name for name in features.names if clean(name) == self.image_column), self.image_column)  # as the file has it
+        if column in features.lists:
             raise UserError(f"{path}: column {self.image_column!r} holds lists of images; write one row per image")
-        if self.image_column not in (*features.images, *features.binaries):
-            return Part(path, prefix, split, features.labels, None)
-        self.reader.leave_out(path, self.image_column)
-        return Part(path, prefix, split, features.labels, StoredImages(path, self.image_column, self.lookup, [prefix] if prefix else []))
+        labels = {clean(name): classes for name, classes in features.labels.items()}
+        if column not in (*features.images, *features.binaries):
+            return Part(path, prefix, split, labels, None)
+        self.reader.leave_out(path, column)
+        return Part(path, prefix, split, labels, StoredImages(path, column, self.lookup, [prefix] if prefix else []))
 
     def _image(self, row: Row) -> tuple[str, str]:
         """Where the image of a row is, and its id: the path of its file, or the row of the table that holds it."""
@@ -207,8 +210,9 @@ class Table(Source):
 
 def _image_column(table: Path, names: list[str]) -> str:
     """The column of images that no option names: by its own name, else the one that holds images."""
-    stored = read_features(table).images if table.suffix.lower() == ".parquet" else ()
-    named = next((name for name in IMAGE_COLUMNS if name in names and (name in stored or not stored)), None)
+    stored = tuple(map(clean, read_features(table).images)) if table.suffix.lower() == ".parquet" else ()
+    there = [name for wanted in IMAGE_COLUMNS for name in (wanted, *names) if name.lower() == wanted and name in names]
+    named = next((name for name in there if name in stored or not stored), None)
     if named is None and len(stored) > 1:
         raise UserError(f"{table}: columns {' and '.join(map(repr, stored))} hold images; name one with --image-column")
     return named or next(iter(stored), IMAGE_COLUMNS[0])
