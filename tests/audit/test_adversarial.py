@@ -66,14 +66,13 @@ def test_groups_and_labels_come_from_columns_whatever_prompts_say(trapped: tuple
         found = CliRunner().invoke(app, ["cohort", "import", "table", str(root / "raw" / "metadata.csv"), str(root / name), *given, *more])
         assert found.exit_code == 0, found.output
     cohort = Cohort.load(root / "generated")
-    harmless = table["race"].replace("=cmd()|' /C calc'!A0", "cmd() ' C calc'!A0")  # signs of mixes and paths are taken out of names
-    np.testing.assert_array_equal(cohort.table["race"], harmless)
+    np.testing.assert_array_equal(cohort.table["race"], table["race"])  # names stay as they are; what shows them makes them harmless
     np.testing.assert_array_equal(cohort.table["eye"], table["eye"])
     assert cohort.schema.conditions["eye"] == ["glaucoma", "non-glaucoma"] and cohort.table["prompt"].iloc[3] == "glaucoma negative male"
     small = {"judge_epochs": 0.5, "repeats": 2, "n_boot": 100, "min_n": 5, "copies": False}
     result = audit_cohorts(AuditSettings(real=root / "real", synthetic=root / "generated", out=root / "audit.json", **small))
     shares = next(part for part in result.presence if part.by == ["race"])
-    assert {row.group: row.raw for row in shares.rows} == {name: pytest.approx(1 / 3) for name in set(harmless)}
+    assert {row.group: row.raw for row in shares.rows} == {name: pytest.approx(1 / 3) for name in set(table["race"])}
     assert shares.gap == pytest.approx(0, abs=1e-9) and shares.basis == "requested"
     positive = [part.value for part in result.semantics]
     assert set(positive) == {"non-glaucoma"} and result.semantics[0].overall.n == 120
