@@ -87,6 +87,17 @@ def test_relative_intensities_stay_whichever_image_comes_first(tmp_path) -> None
     assert [int(gray(cohort, row).max()) for row in range(3)] == [4, 255, 127]
 
 
+@pytest.mark.parametrize(
+    "deep", [tiff((RAMP / 4095).astype(np.float32)), tiff((RAMP // 16 - 128).astype(np.int8)), tiff((RAMP // 40).astype(np.int16))]
+)
+def test_a_window_that_was_found_leaves_8_bits_alone(tmp_path, deep) -> None:
+    plain = noise(1, 64)
+    cohort = imported(tmp_path, {"a.png": plain, "b.tif": deep, "c.png": plain.rotate(90)})
+    np.testing.assert_array_equal(gray(cohort), np.asarray(plain))
+    np.testing.assert_array_equal(gray(cohort, 2), np.asarray(plain.rotate(90)))
+    assert note(cohort, "2 images with 8 bits among those with more")
+
+
 def test_one_hot_pixel_is_clipped_and_counted(tmp_path) -> None:
     hot = RAMP.copy()
     hot[3, 3] = 65535

@@ -55,7 +55,7 @@ def check(seed: int, folder: Path, way: Way) -> str | None:
 def _refusal(wanted: str, message: str) -> str:
     if "\n" in message or len(message) > MAX_MESSAGE or not message.isprintable():
         return f"no short line ({len(message)} characters): {message!r:.600}"
-    if "/model" not in message:
+    if "/model" not in message and "drawn images" not in message:  # the latter is known once the model was loaded
         return f"the refusal does not name the model: {message}"
     return f"a good model is refused: {message}" if wanted == "draws" else ""
 
