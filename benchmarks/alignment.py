@@ -40,6 +40,7 @@ from evenhand.training.loop import train
 from evenhand.training.settings import TrainSettings
 
 BASE_STEPS, BATCH, BASE_RATE = 1500, 32, 1e-3
+UNCAPPED = 1e6  # times the uniform weight: no weight was capped when the results were recorded
 SOLVER_STEPS = 10
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 TARGET = "sex=male:0.5,female:0.5"
@@ -219,7 +220,7 @@ def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]
     out, start = world / "runs" / recipe, time.process_time()
     settings = AlignSettings(
         model=str(model), guide=guides, held_out_guide=held_out, prompts=str(world / "cohorts" / "source"), out=out,
-        solver_steps=SOLVER_STEPS, seed=seed, resume=(out / "config.yaml").exists(), **changes,
+        solver_steps=SOLVER_STEPS, guidance_scale=1.0, weight_cap=UNCAPPED, seed=seed, resume=(out / "config.yaml").exists(), **changes,
     )  # fmt: skip
     result = align(settings)
     if result.interrupted:

@@ -73,7 +73,9 @@ def _made(work: Path) -> None:
 
 def _training(work: Path) -> int:
     device = accelerator("no")
-    settings = TrainSettings(model=str(work / "model"), cohort=work / "cohort", out=work / "run", batch_size=BATCH, ema=0.9)
+    settings = TrainSettings(
+        model=str(work / "model"), cohort=work / "cohort", out=work / "run", batch_size=BATCH, learning_rate=1e-4, ema=0.9
+    )
     state = TrainingState.create(settings, device)
     data = TrainingData.prepare(settings, state, device)
     settings.out.mkdir(exist_ok=True)
@@ -85,7 +87,8 @@ def _alignment(work: Path, changes: dict[str, Any]) -> int:
     settings = AlignSettings.model_validate(
         {
             "model": str(work / "model"), "guide": [work / "guide"], "target": "sex=male:0.5,female:0.5", "prompts": str(work / "cohort"),
-            "out": work / "aligned", "solver_steps": SOLVER_STEPS, "batch_size": BATCH, "form": "kl", **changes,
+            "out": work / "aligned", "solver_steps": SOLVER_STEPS, "batch_size": BATCH, "form": "kl",
+            "guidance_scale": 1.0, **changes,
         }
     )  # fmt: skip
     parts = prepare(settings, accelerator("no"))

@@ -118,7 +118,7 @@ def _prepare(source: str, world: World, work: Path) -> None:
         train(
             TrainSettings(
                 model=str(work / "initial"), cohort=work / "skewed", out=run, steps=world.steps, batch_size=32, learning_rate=RATE,
-                warmup=50, ema=0.995, timesteps="logit-normal", schedule="cosine", checkpoint_every=100,
+                warmup=50, ema=0.995, timesteps="logit-normal", uniform_part=0, schedule="cosine", checkpoint_every=100,
                 resume=(run / "config.yaml").exists(),
             )
         )  # fmt: skip
@@ -184,7 +184,7 @@ def _align(world: World, work: Path, out: Path, recipe: str, seed: int) -> None:
         AlignSettings(
             model=str(work / "run"), guide=_accepted(work, "guide"), held_out_guide=_accepted(work, "held-out"),
             target=f"{world.attribute}=" + ",".join(f"{group}:{1 / len(groups):.6f}" for group in groups), prompts=str(work / "skewed"),
-            out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, learning_rate=RATE, seed=seed,
+            out=out, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, learning_rate=RATE, weight_cap=1e6, seed=seed,
             validate_every=1800, validation_images=1000,  # before, and at the end
             resume=(out / "config.yaml").exists(), **changes,
         )

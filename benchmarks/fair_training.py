@@ -206,7 +206,7 @@ def _equal_parts(cohort: Cohort, outside: np.ndarray, world: World) -> np.ndarra
 def _training(world: World, model: Path, path: Path, out: Path, seed: int, steps: int, **changes: Any) -> TrainSettings:
     return TrainSettings(
         model=str(model), cohort=path / "train", out=out, steps=steps, batch_size=world.batch_size, learning_rate=world.learning_rate,
-        warmup=50, ema=0.995, attributes=[world.attribute], timesteps=world.timesteps, seed=seed, checkpoint_every=100,
+        warmup=50, ema=0.995, attributes=[world.attribute], timesteps=world.timesteps, uniform_part=0, seed=seed, checkpoint_every=100,
         resume=(out / "config.yaml").exists(), **changes,
     )  # fmt: skip
 

@@ -70,8 +70,9 @@ def main() -> None:
 def _run(work: Path, name: str, changes: dict[str, Any], batch_size: int) -> tuple[TrainSettings, TrainingState, TrainingData, TrainingLog]:
     device = accelerator("no")
     settings = TrainSettings(
-        model=str(work / "model"), cohort=work / "cohort", out=work / name, attributes=["race"], batch_size=batch_size, **changes
-    )
+        model=str(work / "model"), cohort=work / "cohort", out=work / name, attributes=["race"], batch_size=batch_size,
+        learning_rate=1e-4, **changes,
+    )  # fmt: skip
     state = TrainingState.create(settings, device)
     data = TrainingData.prepare(settings, state, device)
     settings.out.mkdir(exist_ok=True)

@@ -133,6 +133,7 @@ def _train(options: argparse.Namespace, world: World) -> None:
                 warmup=50,
                 schedule="cosine",
                 timesteps="logit-normal",
+                uniform_part=0,  # as when the results were recorded
                 ema=0.998,
                 checkpoint_every=100,
                 seed=options.seed,

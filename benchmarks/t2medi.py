@@ -199,7 +199,8 @@ def _trained(world: Path, seed: int) -> Path:
             train(
                 TrainSettings(
                     model=str(model), cohort=world / cohort, out=out, stage=stage, steps=steps, batch_size=32, learning_rate=RATE,
-                    warmup=50, schedule="cosine", ema=0.99, seed=seed, timesteps="logit-normal", resume=(out / "config.yaml").exists(),
+                    warmup=50, schedule="cosine", ema=0.99, seed=seed, timesteps="logit-normal", uniform_part=0,
+                    resume=(out / "config.yaml").exists(),
                 )
             )  # fmt: skip
         model = out
@@ -223,7 +224,7 @@ def _aligned(world: Path, model: Path, seed: int) -> tuple[Path, dict[str, Any]]
             model=str(model), guide=[world / "classifiers" / name for name in ("guide-0", "guide-1")],
             held_out_guide=[world / "classifiers" / "held-out"], target=str(world / "brats"), prompts=str(world / "prompts.txt"), out=out,
             exemplars=world / "roco-brain-silent", learning_rate=RATE, solver_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, seed=seed,
-            validate_every=600, validation_images=1000, resume=(out / "config.yaml").exists(),
+            weight_cap=1e6, validate_every=600, validation_images=1000, resume=(out / "config.yaml").exists(),
         )
     )  # fmt: skip
     if result.interrupted:

@@ -163,7 +163,7 @@ def _ours(job: dict[str, Any], clock: Clock) -> None:
     from evenhand.training import data, loop
     from evenhand.training.settings import TrainSettings
 
-    step, fill = loop._step, data.latent_cache
+    step, fill = loop.training_step, data.latent_cache
 
     def timed_step(*given: Any) -> float:
         loss = step(*given)
@@ -176,7 +176,7 @@ def _ours(job: dict[str, Any], clock: Clock) -> None:
         clock.cache_seconds, clock.cache_processor_seconds = time.perf_counter() - started, time.process_time() - busy
         return cache
 
-    loop._step, data.latent_cache = timed_step, timed_fill
+    loop.training_step, data.latent_cache = timed_step, timed_fill
     settings = {key: job[key] for key in ("steps", "batch_size", "learning_rate", "seed")}
     work = Path(job["work"])
     loop.train(

@@ -15,6 +15,7 @@ from evenhand.core.artifacts import is_disk_full
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.names import cut, unquoted
 from evenhand.core.progress import console, warn
+from evenhand.core.threads import choose_wait_policy
 
 # Help texts must not wait for torch: each command imports what it runs.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown")
@@ -27,6 +28,12 @@ app.add_typer(classifier_app, name="classifier")
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; options given here come first.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Every random draw is keyed on it. [default: 0]")]
+SpacingOption = Annotated[
+    Literal["leading", "linspace", "trailing"] | None,
+    typer.Option(
+        "--timestep-spacing", help="Where solver steps lie in time. [default: as the model or its scheduler file says, else linspace]"
+    ),
+]
 Names = Annotated[str | None, typer.Option("--prompt-attributes", help="Attributes that prompts state, by commas; 'none' states none.")]
 
 
@@ -246,10 +253,12 @@ def train(
     steps: Annotated[int | None, typer.Option(help="[default: 1000]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step, over all processes. [default: 32]")] = None,
     accumulation: Annotated[int | None, typer.Option(help="Pieces a batch is computed in. [default: 1]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: 1e-4]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="[default: LoRA 1e-4, all weights 1e-5, small models of 'model init' 1e-3]")
+    ] = None,
     schedule: Annotated[Literal["constant", "cosine"] | None, typer.Option(help="[default: constant]")] = None,
-    warmup: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
-    ema: Annotated[float | None, typer.Option(help="Decay of the weight average. [default: 0.9999]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps. [default: 100 with the default rate of all weights, else 0]")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of the weight average; 0 keeps none. [default: 0.9999]")] = None,
     min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weighting.")] = None,
     lora: Annotated[int | None, typer.Option(help="Train a LoRA of this rank instead of every weight.")] = None,
     gradient_checkpointing: Annotated[bool | None, typer.Option("--gradient-checkpointing", help="Less memory, more time.")] = None,
@@ -314,13 +323,22 @@ def align(
         Literal["adjusted", "truncated", "full"] | None, typer.Option(help="How gradient reaches the denoiser. [default: adjusted]")
     ] = None,
     carrying: Annotated[str | None, typer.Option(help="Solver steps with gradient: all, half, first:K, last:K.")] = None,
-    solver_steps: Annotated[int | None, typer.Option(help="As in generation: the mix moves with it. [default: 20]")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="As in generation. [default: 1]")] = None,
+    solver_steps: Annotated[int | None, typer.Option(help="The mix moves with it. [default: what the model records, else 25]")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="The mix moves with it. [default: what the model records, else 3]")
+    ] = None,
+    timestep_spacing: SpacingOption = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images an iteration, over all processes. [default: 32; kl, transport: 24]")
     ] = None,
     iterations: Annotated[int | None, typer.Option(help="[default: 600; kl, transport: at most 60]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: 1e-4; kl, transport: 2e-5]")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="[default: LoRA 1e-4, all weights 1e-5, small models of 'model init' 1e-3; kl, transport: 2e-5]"),
+    ] = None,
+    weight_cap: Annotated[
+        float | None, typer.Option(help="Largest sampling weight of an image, in parts of the uniform one. [default: 10]")
+    ] = None,
     consistency: Annotated[float | None, typer.Option(help="Weight of CLIP-consistency. [default: 0; kl, transport: 1]")] = None,
     consistency_encoder: Annotated[list[Path] | None, typer.Option(help="CLIP or DINOv2 folder. [default: the model's own CLIP]")] = None,
     anchor: Annotated[float | None, typer.Option(help="Weight of real images, else own, in norms of the gradient. [default: 0]")] = None,
@@ -358,10 +376,11 @@ def generate(
     plan: Annotated[Path | None, typer.Option(help="Table: n, and prompt or columns of the cohort given with --like.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Number of images, with --like.")] = None,
     prompt_attributes: Names = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="[default: 3]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps. [default: 25]")] = None,
-    sampler: Annotated[Literal["dpm++", "model"] | None, typer.Option(help="[default: dpm++]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[default: 50]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="[default: what the model records, else 3]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps. [default: what the model records, else 25]")] = None,
+    sampler: Annotated[Literal["dpm++", "model"] | None, typer.Option(help="[default: what the model records, else dpm++]")] = None,
+    timestep_spacing: SpacingOption = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images drawn at once. [default: by their pixels, at most 50]")] = None,
     resume: Annotated[bool | None, typer.Option("--resume", help="Draw only what is missing.")] = None,
     config: Config = None,
     seed: Seed = None,
@@ -476,6 +495,7 @@ def main() -> None:
     """Entry point: a user's error is one line and exit code 1; a traceback only with --debug."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # at import they advise to install torchvision, which would break them
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    choose_wait_policy()
     try:
         app()
     except UserError as error:

@@ -10,6 +10,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import multinomial
 
+from evenhand.alignment.exemplars import tell_weights
+from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.targets import Assignment, assign, assignment_loss, joint_probabilities, mix_divergence, tilted_weights
 
 
@@ -131,3 +133,48 @@ def test_a_target_out_of_reach_is_approached() -> None:
     """No image is read as the second group with more than .6: all weight goes there."""
     weights = tilted_weights(np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]), np.array([0.0, 1.0]))
     assert weights[2] > 0.99 and weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("shares", "target", "cap", "mix"),
+    [
+        ([0.01, 0.99], [0.5, 0.5], 10, [0.1, 0.9]),  # 1 % of women, ten times as often
+        ([0.01, 0.30, 0.69], [0.5, 0.25, 0.25], 10, [0.1, 0.45, 0.45]),  # what falls short goes to the others by their targets
+        ([0.02, 0.28, 0.70], [0.5, 0.5, 0.0], 5, [0.1, 0.9, 0.0]),  # and none of it to one that is left out
+        ([0.02, 0.98], [1.0, 0.0], 4, [0.08, 0.92]),  # unless nothing else is there
+        ([0.20, 0.80], [0.5, 0.5], 10, [0.5, 0.5]),
+    ],
+)
+def test_no_weight_is_above_the_cap_and_the_mix_comes_as_near_as_that_allows(
+    shares: list[float], target: list[float], cap: float, mix: list[float]
+) -> None:
+    shown = np.eye(len(shares))[np.repeat(np.arange(len(shares)), [round(1000 * share) for share in shares])]
+    weights = tilted_weights(shown, np.array(target), cap)
+    np.testing.assert_allclose(weights @ shown, mix, atol=1e-3)
+    assert weights.sum() == pytest.approx(1) and weights.max() * 1000 <= cap * (1 + 1e-6)
+
+
+def test_capped_weights_of_uncertain_images_are_nearest_to_equal() -> None:
+    """Against scipy's own minimiser of relative entropy under the constraints; the cap binds."""
+    predictions = np.random.default_rng(1).dirichlet([0.3, 0.3, 0.3], size=12)
+    target = np.array([0.2, 0.5, 0.3])
+    cap = 0.8 * 12 * tilted_weights(predictions, target).max()
+    weights = tilted_weights(predictions, target, cap)
+    free = minimize(
+        lambda w: (w * np.log(12 * w)).sum(), np.full(12, 1 / 12), bounds=[(1e-9, cap / 12)] * 12, method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+        constraints=[{"type": "eq", "fun": lambda w: w @ predictions - target}],
+    )  # fmt: skip
+    assert weights.max() * 12 == pytest.approx(cap, rel=1e-3)
+    np.testing.assert_allclose(weights, free.x, atol=2e-3)
+
+
+def test_the_mix_that_the_cap_allows_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    base = {"model": "m", "guide": ["g"], "target": "sex=male:1", "prompts": "p", "out": "o", "iterations": 10, "batch_size": 10}
+    shown, target = np.eye(2)[np.repeat([0, 1], [2, 198])], np.array([0.5, 0.5])
+    for cap, told in ((10, True), (60, False)):
+        settings = AlignSettings(**base, weight_cap=cap)  # type: ignore[arg-type]
+        tell_weights(tilted_weights(shown, target, cap), shown, target, ["female", "male"], settings)
+        printed = " ".join(capfd.readouterr().err.split())
+        assert ("allows the mix female 0.100 (target 0.500), male 0.900" in printed) == told
+        assert f"female {min(cap, 50):g} times the uniform weight" in printed

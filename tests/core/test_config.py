@@ -1,12 +1,12 @@
 """Settings: command line over YAML over default, and one line for every mistake."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
-from evenhand.core.config import Settings
+from evenhand.core.config import WORD, Settings
 from evenhand.core.errors import UserError
 
 
@@ -95,3 +95,23 @@ def test_yaml_makes_no_objects(tmp_path) -> None:
     with pytest.raises(UserError, match="not valid YAML"):
         Trial.resolve(write(tmp_path, f"cohort: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n"))
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("word", ["no", "No", "NO", "false", "'no'"])
+def test_precision_no_is_a_word(tmp_path, word) -> None:
+    class Computing(Settings):
+        """A choice by words, a switch, and a name."""
+
+        precision: Annotated[Literal["auto", "no", "bf16"], WORD] = "auto"
+        switch: bool = True
+        name: str = ""
+
+    found = Computing.resolve(write(tmp_path, f"precision: {word}\nswitch: off\nname: yes\n"))
+    assert (found.precision, found.switch, found.name) == ("no", False, "yes")
+    found.save(tmp_path / "again.yaml")
+    assert Computing.resolve(tmp_path / "again.yaml") == found
+    assert Computing(precision=False).precision == "no"  # type: ignore[arg-type]
+
+
+def test_a_name_may_look_like_a_date(tmp_path) -> None:
+    assert Trial.resolve(write(tmp_path, "cohort: 2024-05-01\n")).cohort == "2024-05-01"

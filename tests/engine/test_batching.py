@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evenhand.core.errors import UserError
-from evenhand.engine.batching import Batches, rank_batches, tempered_odds
+from evenhand.engine.batching import Batches, rank_batches, tempered_odds, warn_of_epochs
 
 
 @pytest.mark.parametrize(("n", "size"), [(12, 4), (10, 4), (3, 8)])
@@ -70,3 +70,10 @@ def test_rank_batches_partition_and_do_not_depend_on_the_number_of_ranks(n: int,
     dealt = [tuple(batch) for rank in range(world) for batch in rank_batches(n, 4, rank, world)]
     assert sorted(dealt) == sorted(tuple(batch) for batch in rank_batches(n, 4, 0, 1))
     assert sorted(row for batch in dealt for row in batch) == list(range(n))
+
+
+def test_images_that_are_learnt_again_and_again_are_warned_of(capfd: pytest.CaptureFixture[str]) -> None:
+    warn_of_epochs(1000, np.array([1.0, 1, 1, 7]), "remedy")
+    assert "some images are learnt 700 times (epochs)" in " ".join(capfd.readouterr().err.split())
+    warn_of_epochs(1000, np.full(10, 0.1), "remedy")
+    assert not capfd.readouterr().err

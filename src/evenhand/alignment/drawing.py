@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import SchedulerMixin
 
 from evenhand.alignment.classes import PromptClasses
 from evenhand.alignment.gradients import Predict
@@ -19,11 +20,12 @@ from evenhand.core.artifacts import is_file
 from evenhand.core.errors import UserError
 from evenhand.core.randomness import derive_seed, generator, torch_generator
 from evenhand.engine.batching import rank_batches
+from evenhand.models.chunks import images_at_once
 from evenhand.models.denoise import guided_prediction, sampler, trajectory
 from evenhand.models.pipelines import encode_prompts, warn_of_overlong
 from evenhand.models.stages import Stage, unit_noise
 
-_DRAWN_AT_ONCE = 50  # images without gradient
+_MOST_AT_ONCE = 50  # images without gradient, however small they are
 
 
 def read_prompts(path: Path, within: str | None = None) -> tuple[list[str], PromptClasses]:
@@ -99,6 +101,10 @@ class Drawing:
         codes = np.array([self.classes.codes[prompt] for prompt in prompts])
         return Sheet(prompts, codes, unit_noise(self.stage.shape, draws, self.accelerator.device))
 
+    def solver(self) -> SchedulerMixin:
+        """The solver that ``generate`` will draw with, fresh."""
+        return sampler(self.stage.scheduler, self.settings.sampling.sampler, self.settings.sampling.timestep_spacing)
+
     def predictor(self, unet: torch.nn.Module, prompts: Sequence[str]) -> Predict:
         """What ``unet`` answers for these prompts, under classifier-free guidance."""
         text = torch.stack([self.states[prompt] for prompt in prompts])
@@ -107,17 +113,18 @@ class Drawing:
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             with self.accelerator.autocast():
                 # float32 between steps, whatever the denoiser computes in: solvers return what they are given
-                return guided_prediction(unet, latents, timestep, text, silent, self.settings.guidance_scale).float()
+                return guided_prediction(unet, latents, timestep, text, silent, self.settings.sampling.guidance_scale).float()
 
         return predict
 
     def latents(self, unet: torch.nn.Module, sheet: Sheet, guidance_scale: float | None = None) -> torch.Tensor:
         """Clean latents (n, C, h, w), without gradient; ``guidance_scale`` is the settings' where none is given."""
         text = torch.stack([self.states[prompt] for prompt in sheet.prompts])
+        sampling = self.settings.sampling
         with torch.no_grad(), self.accelerator.autocast():
             found = trajectory(
-                unet, sampler(self.stage.scheduler), sheet.noise, text, self.states[""].expand_as(text),
-                steps=self.settings.solver_steps, guidance_scale=guidance_scale or self.settings.guidance_scale,
+                unet, self.solver(), sheet.noise, text, self.states[""].expand_as(text),
+                steps=sampling.steps, guidance_scale=guidance_scale or sampling.guidance_scale,
             )  # fmt: skip
         return found.float()
 
@@ -126,7 +133,8 @@ class Drawing:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, torch.Tensor]]:
         """This rank's part of ``n`` images: places and classes (b,), and latents (b, C, h, w)."""
         state = self.accelerator
-        for places in rank_batches(n, _DRAWN_AT_ONCE, state.process_index, state.num_processes):
+        at_once = images_at_once(self.stage.side, state.device, _MOST_AT_ONCE)
+        for places in rank_batches(n, at_once, state.process_index, state.num_processes):
             sheet = self.sheet(purpose, 0, places.tolist())
             yield places, sheet.classes, self.latents(unet, sheet, guidance_scale)
 

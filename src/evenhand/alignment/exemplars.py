@@ -27,8 +27,9 @@ from evenhand.alignment.targets import tilted_weights, total_variation
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import write_atomically
 from evenhand.core.errors import UserError
+from evenhand.core.progress import note, warn
 from evenhand.core.randomness import generator, torch_generator
-from evenhand.engine.batching import Batches
+from evenhand.engine.batching import Batches, warn_of_epochs
 from evenhand.engine.latents import LatentCache, latent_cache
 from evenhand.engine.losses import per_sample_loss, target_of
 from evenhand.models.denoise import predict
@@ -36,6 +37,7 @@ from evenhand.models.pipelines import training_scheduler
 from evenhand.models.stages import Stage
 
 OWN_FILE = "own-images.safetensors"
+_ALLOWED = 0.005  # total variation between the target and what capped weights make, beyond which it is told
 _MISSED = 0.02  # total variation between the target and what weights can make of a model's own images
 _GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, lie as evenly as can be
 _DROPOUT = 0.1  # of prompts, so that the answer without one, which guidance starts from, learns the mix as well
@@ -85,7 +87,9 @@ class Exemplars:
         weights, read = None, shown.any(axis=1)
         if read.any():
             weights = np.zeros(len(images))
-            weights[read] = tilted_weights(shown[read], target)
+            weights[read] = tilted_weights(shown[read], target, settings.weight_cap)
+            if accelerator.is_main_process:
+                tell_weights(weights[read], shown[read], target, classes.groups(guides), settings)
         return cls(stage, cache, weights, shown, facts, "real", settings.batch_size, settings.seed, accelerator.device)
 
     @classmethod
@@ -110,14 +114,17 @@ class Exemplars:
             accelerator.wait_for_everyone()
         arrays = load_file(path)
         shown = arrays["shown"].astype(np.float64)
-        weights = tilted_weights(shown, target)
-        if total_variation(weights @ shown, target) > _MISSED:
-            worst = int((target - weights @ shown).argmax())
-            group = drawing.classes.groups(guides)[worst]
+        mix = tilted_weights(shown, target) @ shown  # without a cap: what no weights reach
+        groups = drawing.classes.groups(guides)
+        if total_variation(mix, target) > _MISSED:
+            worst = int((target - mix).argmax())
             raise UserError(
-                f"{settings.model}: however its own {n} images are weighed, {group} is {weights @ shown[:, worst]:.2f} "
+                f"{settings.model}: however its own {n} images are weighed, {groups[worst]} is {mix[worst]:.2f} "
                 f"of them by the guides, not {target[worst]:.2f}; draw more (--own-images, another --out), or tune it on real ones first"
             )
+        weights = tilted_weights(shown, target, settings.weight_cap)
+        if accelerator.is_main_process:
+            tell_weights(weights, shown, target, groups, settings)
         prompts, codes = np.unique(drawing.sheet("own", 0, range(n)).prompts, return_inverse=True)
         text = torch.stack([drawing.states[prompt] for prompt in (*prompts.tolist(), "")]).float().cpu().numpy()
         cache = LatentCache(arrays["latents"], np.zeros((n, 1, 1, 1), np.float32), text, codes)
@@ -181,6 +188,28 @@ class Exemplars:
         """Token states of the rows' prompts, some of them dropped."""
         dropped = torch.stack([torch.rand((), generator=own) for own in draws]) < _DROPOUT
         return torch.where(dropped[:, None, None], self.cache.silent, self.cache.embeddings(rows)).to(self.device)
+
+
+def tell_weights(weights: np.ndarray, shown: np.ndarray, target: np.ndarray, groups: Sequence[str], settings: AlignSettings) -> None:
+    """Say how often images are learnt, and warn where few of them are learnt again and again, or the cap keeps them from the target.
+
+    Args:
+        weights: (n,), sum to 1.
+        shown: (n, K) what is read from each.
+        groups: names of the K.
+    """
+    raised, draws = weights * len(weights), settings.iterations * settings.batch_size
+    part = raised @ shown / np.maximum(shown.sum(0), 1e-12)  # (K,) of the uniform weight, in the mean over a group's images
+    epochs = draws / len(weights) * part
+    present = [code for code in range(len(groups)) if shown[:, code].any()]
+    told = [f"{groups[code]} {part[code]:.2g} times the uniform weight, {epochs[code]:.3g} epochs" for code in present]
+    note(f"{len(weights)} images are learnt, each {draws / len(weights):.3g} times on average: " + "; ".join(told))
+    warn_of_epochs(draws, weights, "give more images, fewer --iterations or a lower --weight-cap")
+    mix = weights @ shown
+    if raised.max() > settings.weight_cap * (1 - 1e-3) and total_variation(mix, target) > _ALLOWED:
+        allowed = ", ".join(f"{group} {share:.3f} (target {wanted:.3f})" for group, share, wanted in zip(groups, mix, target, strict=True))
+        cap = f"no image weighs more than {settings.weight_cap:g} times the uniform weight (--weight-cap)"
+        warn(f"{cap}, and that allows the mix {allowed}; give more images of the rare group")
 
 
 def _holds(path: Path, of: str) -> bool:

@@ -36,7 +36,7 @@ def publish(
             **certificate,
             "aligned_from": state.model_sha256,
         }
-        write_model(settings.out, settings.model, pipeline, stage_of(pipeline).unet, state.best_weights, facts)
+        write_model(settings.out, settings.model, pipeline, stage_of(pipeline).unet, state.best_weights, settings.sampling.block(), facts)
     accelerator.wait_for_everyone()
     return settings.out / "model"
 

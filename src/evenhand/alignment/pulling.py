@@ -13,7 +13,6 @@ from evenhand.alignment.targets import assign_within, assignment_loss, mix_diver
 from evenhand.alignment.validation import embed
 from evenhand.alignment.work import Work
 from evenhand.core.randomness import derive_seed
-from evenhand.models.denoise import sampler
 
 
 def draw_and_pull(work: Work, places: np.ndarray) -> dict[str, Any]:
@@ -21,14 +20,14 @@ def draw_and_pull(work: Work, places: np.ndarray) -> dict[str, Any]:
     settings, state = work.settings, work.state
     sheet = work.drawing.sheet("tuning", state.iteration, places.tolist())
     predict = work.drawing.predictor(work.unet, sheet.prompts)
-    drawn = draw(predict, sampler(state.stage.scheduler), sheet.noise, settings.solver_steps)
+    drawn = draw(predict, work.drawing.solver(), sheet.noise, settings.sampling.steps)
     untuned = None
     if settings.consistency:
         with torch.no_grad():
             untuned = state.stage.decode(work.drawing.latents(state.untuned, sheet))
     loss, gradient, *means = _loss(work, drawn, untuned, places, sheet.classes)
     path = adjusted if settings.path == "adjusted" else chained
-    path(predict, sampler(state.stage.scheduler), drawn, gradient, settings.carrying_steps)
+    path(predict, work.drawing.solver(), drawn, gradient, settings.carrying_steps)
     means[0] = work.drawing.classes.settled(means[0], state.target)
     read, softly = (dict(zip(work.groups, mean.tolist(), strict=True)) for mean in means)
     return {"loss": loss, "batch": read, "softly": softly}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from evenhand.core.config import Settings
+from evenhand.core.config import WORD, Settings
+from evenhand.models.sampling import STEPS, Sampling
+from evenhand.models.schedules import Spacing
 
 # Settings that may differ between a run and its resumption: they never change what is computed.
 RESUMABLE = ("model", "guide", "held_out_guide", "prompts", "exemplars", "anchor_cohort", "out", "checkpoint_every", "resume")
@@ -51,12 +53,16 @@ class AlignSettings(Settings):
     )
     path: Literal["adjusted", "truncated", "full"] = "adjusted"
     carrying: str | None = Field(None, description="solver steps that carry gradient: all, half (the first), first:K or last:K")
-    solver_steps: int = Field(20, ge=1, description="as in generation: the mix moves with it")
-    guidance_scale: float = Field(1.0, ge=1)
+    solver_steps: int | None = Field(None, ge=1, description="the mix moves with it; default: what the model records, else 25")
+    guidance_scale: float | None = Field(None, ge=1, description="the mix moves with it; default: what the model records, else 3")
+    timestep_spacing: Spacing | None = Field(None, description="default: what the model records, else its scheduler file, else linspace")
     batch_size: int = Field(32, ge=2, description="* images an iteration, over all processes")
     iterations: int = Field(600, ge=1, description="*; forms kl and transport may end earlier")
-    learning_rate: float = Field(1e-4, gt=0, description="*; for form distill, take the rate that the model was trained at")
-    warmup: int = Field(3, ge=0)
+    learning_rate: float | None = Field(
+        None, gt=0, description="*; take the rate that the model was trained at; default: by what is tuned, see engine/rates.py"
+    )
+    warmup: int | None = Field(None, ge=0, description="iterations; default 3, where distill tunes a model of real size in full more")
+    weight_cap: float = Field(10.0, ge=1, description="largest sampling weight of an image that is learnt, in parts of the uniform one")
     damping: float = Field(0.1, ge=0, description="distance from the target below which steps shrink with it; 0: they do not")
     confidence: float = Field(0.85, gt=0.5, le=1, description="mean certainty that guides are softened to in form kl; 1: they are not")
     memory: float = Field(0.5, ge=0, lt=1, description="part of earlier batches in the mean prediction of form kl")
@@ -74,7 +80,7 @@ class AlignSettings(Settings):
     tolerance: float = Field(0.02, gt=0, description="total variation from the target; reached twice in a row, kl and transport end")
     certified_images: int = Field(1000, ge=0, description="of fresh seeds, drawn with the weights that are kept")
     checkpoint_every: int = Field(5, ge=1)
-    precision: Literal["auto", "no", "bf16"] = Field("auto", description="gradients of drawn images do not bear fp16's range")
+    precision: Annotated[Literal["auto", "no", "bf16"], WORD] = Field("auto", description="gradients of images do not bear fp16's range")
     max_skipped: int = Field(5, ge=1, description="stop after so many iterations in a row whose gradient is not finite")
     seed: int = 0
     resume: bool = False
@@ -106,7 +112,7 @@ class AlignSettings(Settings):
         if self.form != "distill" and self.own_images and not self.anchor:
             raise ValueError(f"own_images {self.own_images}: in form {self.form} they only anchor; give anchor too")
         if not self.carrying_steps:
-            raise ValueError(f"carrying {self.carrying}: no step of {self.solver_steps} carries gradient")
+            raise ValueError(f"carrying {self.carrying}: no solver step carries gradient")
         return self
 
     @model_validator(mode="after")
@@ -125,6 +131,12 @@ class AlignSettings(Settings):
         return self
 
     @property
+    def sampling(self) -> Sampling:
+        """How images are drawn and validated, of resolved settings."""
+        assert self.solver_steps and self.guidance_scale
+        return Sampling(self.solver_steps, self.guidance_scale, "dpm++", self.timestep_spacing)
+
+    @property
     def draws_own(self) -> bool:
         """Whether images of the untuned model are wanted."""
         return bool(self.own_images) and self.exemplars is None
@@ -132,7 +144,7 @@ class AlignSettings(Settings):
     @property
     def carrying_steps(self) -> list[int]:
         """Solver steps that carry gradient, 0 is the first drawn."""
-        steps, text = self.solver_steps, self.carrying or {"adjusted": "half", "truncated": "last:2", "full": "all"}[self.path]
+        steps, text = self.solver_steps or STEPS, self.carrying or {"adjusted": "half", "truncated": "last:2", "full": "all"}[self.path]
         word, _, count = text.partition(":")
         k = min(int(count), steps) if count else steps if word == "all" else max(1, steps // 2)
         return list(range(steps - k, steps) if word == "last" else range(k))

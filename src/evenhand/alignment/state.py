@@ -51,6 +51,7 @@ class AlignState:
         stage = stage_of(pipeline)
         untuned = stage_of(load_pipeline(settings.model)).unet
         untuned.to(accelerator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        assert settings.learning_rate is not None
         learner = Learner.create(
             stage.unet.eval(), accelerator, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, ema=settings.ema,
             compiled=False,
@@ -62,8 +63,9 @@ class AlignState:
 
         For the others, shorter steps near the target: AdamW's are as long near it as far from it; undamped, every run overshoots.
         """
-        settings, rate = self.settings, self.settings.learning_rate
-        rate *= min(1.0, (self.iteration + 1) / max(settings.warmup, 1))
+        settings = self.settings
+        assert settings.learning_rate is not None and settings.warmup is not None
+        rate = settings.learning_rate * min(1.0, (self.iteration + 1) / max(settings.warmup, 1))
         if settings.form == "distill":
             rate *= (1 + math.cos(math.pi * self.iteration / settings.iterations)) / 2
         if settings.damping and self.shown is not None:

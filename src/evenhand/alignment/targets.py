@@ -6,6 +6,7 @@ of C classes with a target each, a class is one more part of the group, running 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment, minimize
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp
 from scipy.stats import binom
 
 _RIDGE = 1e-7  # keeps the tilt finite where the target is out of reach
@@ -65,25 +66,70 @@ def mix_divergence(
     return torch.special.xlogy(mean, mean).sum() - (mean * target.clamp_min(_LEAST).log()).sum()
 
 
-def tilted_weights(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
+def tilted_weights(probabilities: np.ndarray, target: np.ndarray, cap: float = math.inf) -> np.ndarray:
     """Weights (n,) of images, least unlike each other in relative entropy, whose mean prediction is the target; they sum to 1.
 
-    They are proportional to exp(lambda . p_i) (Csiszar 1975, I-projection onto a linear family); where predictions are certain, to
-    target share / share shown. A target that no weights reach, for want of images that show a group, is approached.
+    They are proportional to exp(lambda . p_i) (Csiszar 1975, I-projection onto a linear family), but none is above ``cap``; where
+    predictions are certain, to target share / share shown. A target that no such weights reach, for want of images that show a group, is
+    approached.
 
     Args:
         probabilities: (n, K).
         target: (K,), sums to 1.
+        cap: largest weight in parts of the uniform one, 1 / n; at least 1.
     """
-    moved = probabilities - target
+    most = min(cap / len(probabilities), 1.0)
+    moved = probabilities - reachable(probabilities, target, cap)
 
     def dual(tilt: np.ndarray) -> tuple[float, np.ndarray]:
         scores = moved @ tilt
-        weights = softmax(scores)
-        return float(logsumexp(scores) + _RIDGE * tilt @ tilt), weights @ moved + 2 * _RIDGE * tilt
+        logs = _log_weights(scores, most)
+        weights = np.exp(logs)
+        return float(weights @ (scores - logs) + _RIDGE * tilt @ tilt), weights @ moved + 2 * _RIDGE * tilt
 
     found = minimize(dual, np.zeros(len(target)), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-10, "ftol": 1e-14})
-    return np.asarray(softmax(moved @ found.x))
+    return np.asarray(np.exp(_log_weights(moved @ found.x, most)))
+
+
+def reachable(probabilities: np.ndarray, target: np.ndarray, cap: float) -> np.ndarray:
+    """The target (K,), or the mix nearest to it in which no group needs weights above ``cap`` times the uniform one.
+
+    What a rare group falls short of goes to the others in proportion to their shares of the target; to groups that it leaves out only
+    where all that it names are at their limits.
+    """
+    n = len(probabilities)
+    most = min(cap / n, 1.0)
+    heaviest = (1 - np.arange(n) * most).clip(0, most)  # the weights that favour the first images most
+    limits = heaviest @ -np.sort(-probabilities, axis=0)  # (K,) of each group alone
+    if (target <= limits).all():
+        return target
+    shares, named = np.minimum(target, limits), target > 0
+    for _ in range(len(target)):  # each round brings one group at least to its limit
+        free = named & (shares < limits)
+        if not free.any():
+            break
+        shares[free] = np.minimum(target[free] * (1 - shares[~free].sum()) / target[free].sum(), limits[free])
+    if (rest := 1 - shares.sum()) > 0 and not named.all():
+        present = probabilities.mean(0) * ~named
+        shares = shares + rest * present / max(present.sum(), _TINY)
+    return shares / shares.sum()
+
+
+def _log_weights(scores: np.ndarray, most: float) -> np.ndarray:
+    """Logarithms (n,) of weights in proportion to exp(scores), none above ``most``, which sum to 1."""
+    logs = scores - logsumexp(scores)
+    order = np.argsort(-logs, kind="stable")
+    ranked = logs[order]
+    tails = np.logaddexp.accumulate(ranked[::-1])[::-1]  # of what is left after the heaviest k
+    left = 1 - most * np.arange(len(ranked))  # for these
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fits = (left > 0) & (ranked + np.log(left) - tails <= math.log(most) + 1e-12)
+    k = int(np.argmax(fits)) if fits.any() else len(ranked)
+    found = np.full(len(ranked), math.log(most))
+    if k < len(ranked):
+        found[k:] = ranked[k:] + math.log(left[k]) - tails[k]
+    logs[order] = found
+    return logs
 
 
 def total_variation(shown: np.ndarray, target: np.ndarray) -> np.ndarray:

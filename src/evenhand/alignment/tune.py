@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evenhand.alignment.defaults import resolved
 from evenhand.alignment.exemplars import Exemplars
 from evenhand.alignment.publish import publish
 from evenhand.alignment.pulling import draw_and_pull
@@ -22,7 +23,7 @@ from evenhand.alignment.settings import RESUMABLE, AlignResult, AlignSettings
 from evenhand.alignment.validation import Standing, Validation
 from evenhand.alignment.work import Work, prepare
 from evenhand.core.artifacts import append_jsonl, claim
-from evenhand.core.progress import track, warn
+from evenhand.core.progress import note, track, warn
 from evenhand.engine.checkpoints import load_latest, save_checkpoint
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.engine.devices import mixed_precision
@@ -42,19 +43,35 @@ def align(settings: AlignSettings) -> AlignResult:
         if accelerator.is_main_process:
             held.enter_context(claim(settings.out))
         accelerator.wait_for_everyone()
+        settings = resolved(settings)
         if accelerator.is_main_process:
             check_folder(settings, RESUMABLE)
         work = prepare(settings, accelerator)
-        checkpoint = load_latest(settings.out / "checkpoints", quiet=not accelerator.is_main_process) if settings.resume else None
-        if checkpoint is not None:
-            work.state.restore(checkpoint, work.fingerprint)
+        resumed = _restored(work)
         if accelerator.is_main_process:
             settings.save(settings.out / CONFIG_FILE)
-            drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration if checkpoint is not None else -1)
+            note(f"learning rate {settings.learning_rate:g}, warm-up {settings.warmup} iterations; {settings.sampling.in_words}")
+            drop_lines_after(settings.out / "log.jsonl", "iteration", work.state.iteration if resumed else -1)
         stop = held.enter_context(StopSignal())
         if settings.draws_own:
             work = replace(work, own=Exemplars.own(work.drawing, work.guides, work.state, work.fingerprint, accelerator))
         return _run(work, stop)
+
+
+def _restored(work: Work) -> bool:
+    """Whether there was a checkpoint to go on from; it is in memory no longer than it takes to restore it."""
+    settings = work.settings
+    checkpoint = load_latest(settings.out / "checkpoints", quiet=not work.accelerator.is_main_process) if settings.resume else None
+    if checkpoint is not None:
+        work.state.restore(checkpoint, work.fingerprint)
+    return checkpoint is not None
+
+
+def _save(work: Work) -> None:
+    """Every rank takes part: weights may be sharded. What is saved is freed on return, before the next one is made."""
+    checkpoint = work.state.snapshot(work.fingerprint)
+    if work.accelerator.is_main_process:
+        save_checkpoint(work.settings.out / "checkpoints", checkpoint)
 
 
 def _precision(settings: AlignSettings) -> str:
@@ -81,9 +98,7 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
                 _log(work, facts)
                 bar.advance(note=f"distance {state.distance:.3f}")
             if stopping or state.arrived or state.iteration == settings.iterations or state.iteration % settings.checkpoint_every == 0:
-                checkpoint = state.snapshot(work.fingerprint)
-                if accelerator.is_main_process:
-                    save_checkpoint(settings.out / "checkpoints", checkpoint)
+                _save(work)
             if stopping:
                 return _interrupted(work)
     if settings.form == "distill" and not keep_scaled(work, validation, stop):

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from evenhand.alignment.correction import Correction
+from evenhand.alignment.defaults import resolved
 from evenhand.alignment.drawing import Drawing, read_prompts, stating
 from evenhand.alignment.exemplars import Exemplars
 from evenhand.alignment.guides import Guides
@@ -67,6 +68,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     Raises:
         UserError: bad input, or guides that cannot tell.
     """
+    settings = resolved(settings)
     guides, held_out = _guides(settings, accelerator)
     prompts, classes = read_prompts(Path(settings.prompts), settings.within)
     target = classes.target(settings.target, guides)

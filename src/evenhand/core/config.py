@@ -1,10 +1,11 @@
 """Settings: pydantic models, command line over YAML over default; an unknown key is an error."""
 
+import re
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from evenhand.core.artifacts import write_text
 from evenhand.core.errors import UserError, did_you_mean
@@ -53,7 +54,10 @@ class Settings(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and no key twice: of two the last would count without a word."""
+    """Plain values only, and no key twice: of two the last would count without a word.
+
+    As in YAML 1.2 ``no``, ``off``, ``yes``, ``on`` are words, as ``precision: no`` wants them; a switch may be set by the same words.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys are all different."""
@@ -64,6 +68,20 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def _word(value: Any) -> Any:
+    return "no" if value is False else value.lower() if isinstance(value, str) else value
+
+
+WORD = BeforeValidator(_word)  # of a choice by words, "no" among them, which other YAML readers take for false
 
 
 def _brief(error: Exception) -> str:

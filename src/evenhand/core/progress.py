@@ -23,6 +23,11 @@ def warn(text: str) -> None:
     console.print(f"[yellow]warning[/]: {escape(text)}", highlight=False, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """A line of information on standard error."""
+    console.print(escape(text), highlight=False, soft_wrap=True)
+
+
 class Bar:
     """Counts work done; what is shown depends on where standard error goes."""
 

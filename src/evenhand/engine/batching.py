@@ -9,6 +9,7 @@ import numpy as np
 
 from evenhand.core.errors import UserError
 from evenhand.core.groups import NOT_GROUPS
+from evenhand.core.progress import warn
 from evenhand.core.randomness import generator
 
 
@@ -74,6 +75,19 @@ def tempered_odds(groups: np.ndarray, tau: float) -> dict[str, float]:
     if real.any():
         odds[real] = group_odds(counts[real], tau)
     return dict(zip(names.tolist(), odds.tolist(), strict=True))
+
+
+MANY_EPOCHS = 100.0  # of one image; a model that learnt 44 images 220 times drew .07 near-duplicates, one that did so thrice as often .38
+
+
+def warn_of_epochs(draws: int, weights: np.ndarray, remedy: str) -> None:
+    """Say so where some images, by their sampling weights (n,), are learnt again and again in so many ``draws``."""
+    most = draws * float(weights.max() / weights.sum())
+    if most > MANY_EPOCHS:
+        warn(
+            f"some images are learnt {most:.0f} times (epochs), and the model may come to draw near-duplicates of them: "
+            f"look at the copies that an audit finds; {remedy}"
+        )
 
 
 def rank_batches(n: int, batch_size: int, rank: int, world: int) -> list[np.ndarray]:

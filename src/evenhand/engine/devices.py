@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import parse_flag_from_env
+
+from evenhand.models.devices import on_cpu, processes
+
+__all__ = ["accelerator", "mixed_precision", "processes"]  # the last one is models', which train classifiers on a device too
 
 
 def mixed_precision(wanted: str) -> str:
@@ -24,15 +25,4 @@ def accelerator(precision: str) -> Accelerator:
     precision = mixed_precision(precision)
     if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, cpu=_cpu())
-
-
-def processes() -> PartialState:
-    """Which of how many processes this is, for work that needs no precision."""
-    return PartialState(cpu=_cpu())
-
-
-def _cpu() -> bool:
-    """Several processes without an accelerator find each other only where accelerate is told that the CPU is meant."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
+    return Accelerator(mixed_precision=precision, cpu=on_cpu())

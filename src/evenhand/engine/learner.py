@@ -76,7 +76,7 @@ class Learner:
             model, optimizer = get_model_state_dict(self.denoiser, options=_WHOLE), {}
         tensors = {
             "model": self._trained(model),
-            "averages": self._averages(_WHOLE),
+            **({"averages": self._averages(_WHOLE)} if self.averages.kept else {}),
             "optimizer": {f"{name}{_OF}{key}": value for name, part in optimizer.get("state", {}).items() for key, value in part.items()},
         }
         facts = {
@@ -87,7 +87,7 @@ class Learner:
         return tensors, facts
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
-        """The averages of the trained parameters, by name, on the CPU: whole, and the same on every rank."""
+        """The averages of the trained parameters, by name, on the CPU: whole, and the same on every rank. Without EMA the weights."""
         return {name: value.cpu() for name, value in self._averages(_EVERYWHERE).items()}
 
     def _averages(self, options: StateDictOptions) -> dict[str, torch.Tensor]:
@@ -100,10 +100,12 @@ class Learner:
         Raises:
             UserError: it holds other parameters than are trained.
         """
-        if tensors["model"].keys() != self._trained_names() or tensors["averages"].keys() != tensors["model"].keys():
+        names = self._trained_names()
+        if tensors["model"].keys() != names or tensors.get("averages", {}).keys() != (names if self.averages.kept else set()):
             raise UserError(f"{run}: the checkpoint holds other parameters than are trained now; start a new run")
-        set_model_state_dict(self.denoiser, tensors["averages"], options=_PART)
-        self.averages.adopt(facts["averages_updates"])
+        if self.averages.kept:
+            set_model_state_dict(self.denoiser, tensors["averages"], options=_PART)
+            self.averages.adopt(facts["averages_updates"])
         if tensors.get("optimizer"):
             self._restore_both(tensors["model"], tensors["optimizer"], facts["optimizer"])
         else:

@@ -22,6 +22,8 @@ from evenhand.engine.checkpoints import checkpoint_folders
 from evenhand.models.adapters import has_lora, merge_lora, save_lora
 from evenhand.models.libraries import quiet_libraries
 from evenhand.models.pipelines import keep_clip, model_provenance
+from evenhand.models.sampling import BLOCK
+from evenhand.models.schedules import drop_defaults
 
 CONFIG_FILE = "config.yaml"
 
@@ -44,6 +46,12 @@ def check_folder(settings: Settings, resumable: Collection[str]) -> None:
         raise UserError(f"{out}: not empty, and not a run; choose another --out")
 
 
+def began_with(out: Path) -> dict[str, Any]:
+    """The settings that the run in ``out`` began with; empty where there is none."""
+    config = out / CONFIG_FILE
+    return dict(yaml.safe_load(config.read_text()) or {}) if config.is_file() else {}
+
+
 def _same_run(settings: Settings, out: Path, resumable: Collection[str], *, resume: bool) -> None:
     if not resume:
         done = checkpoint_folders(out / "checkpoints")
@@ -60,13 +68,20 @@ def _same_run(settings: Settings, out: Path, resumable: Collection[str], *, resu
 
 
 def write_model(
-    out: Path, source: str, pipeline: DiffusionPipeline, unet: torch.nn.Module, weights: Mapping[str, torch.Tensor], facts: dict[str, Any]
+    out: Path,
+    source: str,
+    pipeline: DiffusionPipeline,
+    unet: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    sampling: Mapping[str, Any],
+    facts: dict[str, Any],
 ) -> None:
     """Write ``pipeline`` with ``weights`` in ``unet`` as ``out/model``; a LoRA also as ``out/lora``, and folded into the model.
 
     Args:
         source: the model that the run began with, whose CLIP and history are kept beside.
-        facts: for ``evenhand.json``.
+        sampling: how the model is drawn unless options say otherwise, see ``models/sampling.py``.
+        facts: for ``evenhand.json``, as the former.
     """
     unet.load_state_dict(weights, strict=False)
     if has_lora(unet):
@@ -75,8 +90,9 @@ def write_model(
         merge_lora(unet)
     with new_folder(out / "model", replace=True) as folder, quiet_libraries():
         pipeline.save_pretrained(folder, safe_serialization=True)
+        drop_defaults(pipeline, folder)
         keep_clip(source, folder)
-        write_json(folder / "evenhand.json", provenance(**facts, model_provenance=model_provenance(source)))
+        write_json(folder / "evenhand.json", provenance(**{BLOCK: sampling}, **facts, model_provenance=model_provenance(source)))
 
 
 def drop_lines_after(log: Path, key: str, last: int) -> None:

@@ -6,9 +6,9 @@ import hashlib
 import io
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -26,13 +26,14 @@ from evenhand.cohorts.cohort import (
     write_table,
 )
 from evenhand.core.artifacts import claim, provenance, read_json, sha256_file, write_bytes, write_json
-from evenhand.core.config import Settings
+from evenhand.core.config import WORD, Settings
 from evenhand.core.errors import UserError
 from evenhand.core.progress import track, warn
 from evenhand.core.randomness import torch_generator
 from evenhand.engine.batching import rank_batches
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.generation.plan import Plan, plan_from_file, plan_like
+from evenhand.models.chunks import images_at_once
 from evenhand.models.pipelines import (
     encode_prompts,
     image_geometry,
@@ -42,10 +43,13 @@ from evenhand.models.pipelines import (
     stages_of,
     warn_of_overlong,
 )
+from evenhand.models.sampling import Sampling, Solver
+from evenhand.models.schedules import Spacing
 from evenhand.models.stages import draw
 from evenhand.models.tensors import to_array
 
 _PROGRESS_FILE = ".generation.json"
+_MOST_AT_ONCE = 50  # images in a batch, however small they are
 
 
 class GenerateSettings(Settings):
@@ -57,11 +61,12 @@ class GenerateSettings(Settings):
     plan: Path | None = None
     n: int | None = Field(None, ge=1, description="with --like; default: as many as the cohort has")
     prompt_attributes: list[str] | None = Field(None, description="attributes that the prompts state; default all")
-    guidance_scale: float = Field(3.0, ge=1)
-    steps: int = Field(25, ge=1)
-    sampler: Literal["dpm++", "model"] = "dpm++"
-    batch_size: int = Field(50, ge=1)
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    guidance_scale: float | None = Field(None, ge=1, description="default: what the model records, else 3")
+    steps: int | None = Field(None, ge=1, description="solver steps; default: what the model records, else 25")
+    sampler: Solver | None = Field(None, description="default: what the model records, else dpm++")
+    timestep_spacing: Spacing | None = Field(None, description="default: what the model records, else its scheduler file, else linspace")
+    batch_size: int | None = Field(None, ge=1, description="images drawn at once; default: by their pixels, at most 50")
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16"], WORD] = "auto"
     seed: int = 0
     resume: bool = False
 
@@ -71,7 +76,7 @@ class _Sampling:
     """The model and what a batch needs of it."""
 
     pipeline: DiffusionPipeline
-    settings: GenerateSettings
+    settings: Sampling
     accelerator: Accelerator
     embeddings: dict[str, torch.Tensor]
 
@@ -85,6 +90,7 @@ def generate(settings: GenerateSettings) -> Cohort:
     accelerator = new_accelerator(settings.precision)
     plan = _plan(settings)
     pipeline = load_pipeline(settings.model)
+    settings = _resolved(settings, pipeline, accelerator)
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(claim(settings.out))
@@ -100,6 +106,22 @@ def generate(settings: GenerateSettings) -> Cohort:
             _finish(settings, plan, pipeline)
         accelerator.wait_for_everyone()
     return Cohort.load(settings.out)
+
+
+def _resolved(settings: GenerateSettings, pipeline: DiffusionPipeline, accelerator: Accelerator) -> GenerateSettings:
+    """The same settings with everything said that was not given: by the generation that is resumed, by the model, or by default."""
+    note = settings.out / _PROGRESS_FILE
+    began = read_json(note) if settings.resume and note.is_file() else {}
+    names = ("steps", "guidance_scale", "sampler", "timestep_spacing", "batch_size")
+    given = {name: began.get(name) if getattr(settings, name) is None else getattr(settings, name) for name in names}
+    at_once = given.pop("batch_size") or images_at_once(image_geometry(pipeline)[0], accelerator.device, _MOST_AT_ONCE)
+    return settings.model_copy(update={**asdict(Sampling.resolve(settings.model, **given)), "batch_size": at_once})
+
+
+def _sampling(settings: GenerateSettings) -> Sampling:
+    """Of resolved settings."""
+    assert settings.steps and settings.guidance_scale and settings.sampler
+    return Sampling(settings.steps, settings.guidance_scale, settings.sampler, settings.timestep_spacing)
 
 
 def _plan(settings: GenerateSettings) -> Plan:
@@ -143,6 +165,7 @@ def _image_name(sample_id: int) -> str:
 
 
 def _draw_missing(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPipeline, accelerator: Accelerator) -> None:
+    assert settings.batch_size
     mine = rank_batches(len(plan.table), settings.batch_size, accelerator.process_index, accelerator.num_processes)
     # A batch with a missing image is drawn whole: what is computed together stays the same, so a resumed image is the same to the bit.
     todo = [rows for rows in mine if not all((settings.out / _image_name(i)).is_file() for i in rows)]
@@ -151,7 +174,7 @@ def _draw_missing(settings: GenerateSettings, plan: Plan, pipeline: DiffusionPip
     pipeline.to(accelerator.device)
     prompts = sorted({"", *plan.table["prompt"]})
     states = torch.cat([encode_prompts(pipeline, prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
-    sampling = _Sampling(pipeline, settings, accelerator, dict(zip(prompts, states, strict=True)))
+    sampling = _Sampling(pipeline, _sampling(settings), accelerator, dict(zip(prompts, states, strict=True)))
     with track("generate", len(mine), done=len(mine) - len(todo), quiet=not accelerator.is_main_process) as bar:
         for rows in todo:
             _write_images(settings.out, rows, _draw(sampling, plan, rows))
@@ -174,6 +197,7 @@ def _draw(sampling: _Sampling, plan: Plan, rows: np.ndarray) -> np.ndarray:
             guidance_scale=settings.guidance_scale,
             generators=[torch_generator(int(seed), "noise") for seed in part["seed"]],
             name=settings.sampler,
+            spacing=settings.timestep_spacing,
         )
     return to_array(pixels)
 

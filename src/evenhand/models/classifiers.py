@@ -31,6 +31,7 @@ from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import known
 from evenhand.core.progress import track
 from evenhand.core.randomness import generator, torch_generator
+from evenhand.models.devices import processes
 from evenhand.models.encoders import encoder_hash
 from evenhand.models.libraries import quiet_libraries
 from evenhand.models.preprocessing import Preprocessing
@@ -187,7 +188,7 @@ def train_classifier(settings: ClassifierSettings) -> Classifier:
     with seeded(settings.seed, f"classifier-{settings.target}"):
         model = ARCHITECTURES[settings.arch](labels, side)
     preprocessing = Preprocessing((side, side), None, (0.5,) * 3, (0.5,) * 3)
-    _fit(model, preprocessing, train, groups, settings)
+    _fit(model.to(processes().device), preprocessing, train, groups, settings)
     facts = _held_out_facts(model.eval(), preprocessing, labelled, groups, settings)
     with new_folder(settings.out) as folder, quiet_libraries():
         model.save_pretrained(folder, safe_serialization=True)
@@ -201,6 +202,7 @@ def _rows(cohort: Cohort, settings: ClassifierSettings) -> Cohort:
 
 
 def _fit(model: torch.nn.Module, preprocessing: Preprocessing, train: Cohort, groups: list[str], settings: ClassifierSettings) -> None:
+    device = next(model.parameters()).device
     codes = torch.from_numpy(_codes(train, settings.target, groups))
     steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
@@ -211,8 +213,9 @@ def _fit(model: torch.nn.Module, preprocessing: Preprocessing, train: Cohort, gr
             rows = generator(settings.seed, "classifier", step).integers(len(train), size=settings.batch_size)
             images = to_tensor(train.pixels(rows), 3)
             if settings.augment:
-                images = augmented(images, torch_generator(settings.seed, "augment", step))
-            loss = F.cross_entropy(model(pixel_values=preprocessing(images)).logits, codes[rows])
+                images = augmented(images, torch_generator(settings.seed, "augment", step))  # on the CPU: the same on every device
+            logits = model(pixel_values=preprocessing(images.to(device))).logits
+            loss = F.cross_entropy(logits, codes[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -247,10 +250,9 @@ def _codes(cohort: Cohort, target: str, groups: list[str]) -> np.ndarray:
 
 @torch.no_grad()
 def _raw_logits(model: torch.nn.Module, preprocessing: Preprocessing, cohort: Cohort, batch: int = 64) -> np.ndarray:
-    pieces = [
-        model(pixel_values=preprocessing(to_tensor(cohort.pixels(range(start, min(start + batch, len(cohort)))), 3))).logits.numpy()
-        for start in range(0, len(cohort), batch)
-    ]
+    device = next(model.parameters()).device
+    parts = (range(start, min(start + batch, len(cohort))) for start in range(0, len(cohort), batch))
+    pieces = [model(pixel_values=preprocessing(to_tensor(cohort.pixels(rows), 3).to(device))).logits.cpu().numpy() for rows in parts]
     return np.concatenate(pieces) if pieces else np.zeros((0, model.config.num_labels), np.float32)
 
 

@@ -13,6 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 
 from evenhand.core.errors import UserError
 from evenhand.models.libraries import quiet_libraries
+from evenhand.models.schedules import spacing_of
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,27 @@ class Condition:
         return Condition(torch.cat([self.channels, self.channels]), torch.cat([self.level, self.level]))
 
 
-def sampler(scheduler: SchedulerMixin, name: str = "dpm++") -> SchedulerMixin:
+def sampler(scheduler: SchedulerMixin, name: str = "dpm++", spacing: str | None = None) -> SchedulerMixin:
     """A fresh sampler on the model's own noise schedule.
 
     Args:
         scheduler: the one saved with the model.
         name: ``dpm++`` (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095) or ``model`` (the saved one as it is).
+        spacing: where its steps lie in time: ``leading``, ``linspace`` or ``trailing``; by default as ``spacing_of`` the saved one
+            says, and for ``model`` as diffusers takes it.
+
+    Raises:
+        UserError: a spacing for a saved scheduler that knows none.
     """
     if name == "model":
-        return copy.deepcopy(scheduler)
-    return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="dpmsolver++", solver_order=2)
+        if spacing is None:
+            return copy.deepcopy(scheduler)
+        if "timestep_spacing" not in inspect.signature(type(scheduler).__init__).parameters:
+            raise UserError(f"--timestep-spacing {spacing}: {type(scheduler).__name__} has none; leave it out, or --sampler model")
+        return type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
+    return DPMSolverMultistepScheduler.from_config(
+        scheduler.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing=spacing or spacing_of(scheduler.config)
+    )
 
 
 def predict(

@@ -29,6 +29,7 @@ from evenhand.models.encoders import encoder_files
 from evenhand.models.imagen import BaseStage, ImagenPipeline, SuperResolutionStage
 from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
 from evenhand.models.preprocessing import PREPROCESSOR_FILE
+from evenhand.models.schedules import drop_defaults
 from evenhand.models.shapes import check_cascade, check_latent_model
 from evenhand.models.stages import LatentStage, Stage
 from evenhand.models.text import token_states
@@ -142,6 +143,7 @@ def save_pipeline(pipeline: DiffusionPipeline, path: Path) -> None:
     """Write a pipeline folder atomically."""
     with new_folder(path) as folder, quiet_libraries():
         pipeline.save_pretrained(folder, safe_serialization=True)
+        drop_defaults(pipeline, folder)
 
 
 def has_clip(model: str | Path) -> bool:

@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 
+from evenhand.models.chunks import by_chunks, images_at_once
 from evenhand.models.denoise import Condition, decode, encode, sampler, trajectory
 from evenhand.models.weights import fingerprint
 
@@ -94,10 +95,16 @@ class LatentStage(Stage):
         return fingerprint(self.pipeline.vae)
 
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return encode(self.pipeline.vae.to(pixels.device), pixels)
+        vae = self.pipeline.vae.to(pixels.device)
+        parts = [encode(vae, part) for part in pixels.split(self._at_once(pixels))]
+        return torch.cat([mean for mean, _ in parts]), torch.cat([std for _, std in parts])
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return decode(self.pipeline.vae.to(latents.device), latents)
+        vae = self.pipeline.vae.to(latents.device)
+        return by_chunks(lambda part: decode(vae, part), latents, self._at_once(latents))
+
+    def _at_once(self, batch: torch.Tensor) -> int:
+        return images_at_once(self.side, batch.device, most=max(1, len(batch)))
 
 
 def unit_noise(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> torch.Tensor:
@@ -114,6 +121,7 @@ def draw(
     guidance_scale: float,
     generators: Sequence[torch.Generator],
     name: str = "dpm++",
+    spacing: str | None = None,
 ) -> torch.Tensor:
     """Pixels (B, channels, side, side) in [0, 1] of the last stage, each stage given what the one before it has drawn.
 
@@ -121,14 +129,14 @@ def draw(
 
     Args:
         text, silent: (B, tokens, width) states of the prompts and of the empty prompt, on the device to compute on.
-        name: see ``sampler``.
+        name, spacing: see ``sampler``.
     """
     pixels = torch.empty(0)  # nothing is before the first stage
     for stage in stages:
         condition = stage.sampling_condition(pixels, generators)
         noise = unit_noise(stage.shape, generators, text.device)
         latents = trajectory(
-            stage.unet, sampler(stage.scheduler, name), noise, text, silent,
+            stage.unet, sampler(stage.scheduler, name, spacing), noise, text, silent,
             steps=steps, guidance_scale=guidance_scale, generators=generators, condition=condition,
         )  # fmt: skip
         with torch.autocast(latents.device.type, enabled=False):  # decoders overflow in half precision

@@ -174,7 +174,8 @@ def _write(pipeline: DiffusionPipeline, clip: CLIPModel, train: Cohort, settings
         pipeline.save_pretrained(folder, safe_serialization=True)
         clip.save_pretrained(folder / CLIP_FOLDER, safe_serialization=True)
         _extractor(train.schema.image_size).save_pretrained(folder / CLIP_FOLDER)
-        write_json(folder / "evenhand.json", provenance(settings=settings.model_dump(mode="json"), modality=train.schema.modality))
+        facts = {"small": True, "settings": settings.model_dump(mode="json"), "modality": train.schema.modality}
+        write_json(folder / "evenhand.json", provenance(**facts))
     return settings.out
 
 

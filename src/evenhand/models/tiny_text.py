@@ -41,7 +41,7 @@ class seeded:
 
     def __enter__(self) -> None:
         self._fork.__enter__()
-        torch.default_generator.manual_seed(self._seed)
+        torch.manual_seed(self._seed)  # of every device: dropout draws where it computes
 
     def __exit__(self, *error: object) -> None:
         self._fork.__exit__(None, None, None)

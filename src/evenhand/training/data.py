@@ -14,7 +14,7 @@ from accelerate.utils import gather
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError
 from evenhand.core.randomness import derive_seed, torch_generator
-from evenhand.engine.batching import Batches
+from evenhand.engine.batching import Batches, warn_of_epochs
 from evenhand.engine.latents import LatentCache, latent_cache
 from evenhand.models.denoise import Condition
 from evenhand.models.pipelines import warn_of_overlong
@@ -73,6 +73,9 @@ class TrainingData:
             raise UserError(f"--batch-size {settings.batch_size}: not a multiple of processes x accumulation ({share})")
         if accelerator.is_main_process:
             warn_of_overlong(state.pipeline, cohort.table["prompt"].tolist())
+            if (odds := state.population.odds) is not None and state.population.joint is not None:
+                weights = np.array([odds[str(group)] for group in state.population.joint])
+                warn_of_epochs(settings.steps * settings.batch_size, weights, "give more images, fewer --steps or a lower --tau")
         cache = latent_cache(state.stage, cohort, accelerator)
         codes = {
             name: cohort.table[name].map({group: code for code, group in enumerate(groups)}).fillna(-1).to_numpy(dtype=np.int64)
@@ -137,8 +140,12 @@ class TrainingData:
         )
 
     def _timestep(self, draws: torch.Generator) -> int:
-        """Uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, section 3.1), over the schedule."""
-        if self.settings.timesteps == "uniform":
+        """Uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, section 3.1), over the schedule.
+
+        Logit-normal times have a density of 0 at the ends, and sampling starts at one of them: some times are drawn uniformly.
+        """
+        part = 1.0 if self.settings.timesteps == "uniform" else self.settings.uniform_part
+        if part == 1 or (part and torch.rand((), generator=draws) < part):
             return int(torch.randint(self.schedule_length, (), generator=draws))
         place = torch.sigmoid(torch.randn((), generator=draws))
         return min(int(place * self.schedule_length), self.schedule_length - 1)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from evenhand.core.artifacts import claim
-from evenhand.core.progress import track, warn
+from evenhand.core.progress import note, track, warn
 from evenhand.engine.checkpoints import load_latest, save_checkpoint
 from evenhand.engine.devices import accelerator as new_accelerator
 from evenhand.engine.losses import min_snr_weights, per_sample_loss, target_of
@@ -20,7 +20,7 @@ from evenhand.models.denoise import predict
 from evenhand.training.data import Piece, TrainingData
 from evenhand.training.forks import Forks
 from evenhand.training.log import TrainingLog
-from evenhand.training.population import resolved
+from evenhand.training.population import resolved, with_rate
 from evenhand.training.run import publish, resumable
 from evenhand.training.settings import TrainResult, TrainSettings
 from evenhand.training.state import TrainingState
@@ -35,7 +35,7 @@ def train(settings: TrainSettings) -> TrainResult:
         UserError: bad input, a folder in use, or too many steps in a row that are not finite.
     """
     accelerator = new_accelerator(settings.precision)
-    settings = resolved(settings)
+    settings = with_rate(resolved(settings))
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(claim(settings.out))
@@ -44,14 +44,28 @@ def train(settings: TrainSettings) -> TrainResult:
             check_folder(settings, resumable(settings))
         state = TrainingState.create(settings, accelerator)
         data = TrainingData.prepare(settings, state, accelerator)
-        checkpoint = load_latest(settings.out / "checkpoints", quiet=not accelerator.is_main_process) if settings.resume else None
-        if checkpoint is not None:
-            state.restore(checkpoint, data.fingerprint)
+        if settings.resume:
+            _restore(settings, accelerator, state, data)
         if accelerator.is_main_process:  # not before: a run with a fault in its input has not begun
             settings.save(settings.out / CONFIG_FILE)
+            note(f"learning rate {settings.learning_rate:g}, warm-up {settings.warmup} steps")
         log = TrainingLog(settings.out / "log.jsonl", data.groups, state.step, active=accelerator.is_main_process)
         stop = held.enter_context(StopSignal())
         return _run(settings, accelerator, state, data, log, stop)
+
+
+def _restore(settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData) -> None:
+    """Go on from the newest checkpoint; it is in memory no longer than it takes to restore it."""
+    checkpoint = load_latest(settings.out / "checkpoints", quiet=not accelerator.is_main_process)
+    if checkpoint is not None:
+        state.restore(checkpoint, data.fingerprint)
+
+
+def _save(settings: TrainSettings, accelerator: Accelerator, state: TrainingState, data: TrainingData) -> None:
+    """Every rank takes part: weights may be sharded. What is saved is freed on return, before the next one is made."""
+    checkpoint = state.snapshot(data.fingerprint)
+    if accelerator.is_main_process:
+        save_checkpoint(settings.out / "checkpoints", checkpoint, settings.keep_checkpoints)
 
 
 def _run(
@@ -69,9 +83,7 @@ def _run(
             bar.advance(state.computed - before, note="settings tried" if forked else f"loss {loss:.4f}")
             ended = state.computed >= settings.steps
             if forked or stopping or ended or state.step % settings.checkpoint_every == 0:
-                checkpoint = state.snapshot(data.fingerprint)  # every rank takes part: its weights may be sharded
-                if accelerator.is_main_process:
-                    save_checkpoint(settings.out / "checkpoints", checkpoint, settings.keep_checkpoints)
+                _save(settings, accelerator, state, data)
             if stopping and not ended:
                 return TrainResult(
                     settings.out, None, state.step, state.skipped, log.last_loss, 0.0, interrupted=True, lost_steps=state.lost

@@ -11,6 +11,8 @@ from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import NOT_GROUPS, intersection
 from evenhand.core.progress import warn
 from evenhand.engine.batching import tempered_odds
+from evenhand.engine.rates import Rate
+from evenhand.engine.runs import began_with
 from evenhand.training.settings import AUTO, TrainSettings
 from evenhand.training.weighting import METHODS
 
@@ -29,6 +31,18 @@ def resolved(settings: TrainSettings) -> TrainSettings:
         return settings.model_copy(update={"method": "uniform", "sampling": "balanced", "tau": AUTO_TAU})
     warn(f"{settings.cohort}: no attribute has two groups in the training split; auto is plain training")
     return settings.model_copy(update={"method": "uniform"})
+
+
+def with_rate(settings: TrainSettings) -> TrainSettings:
+    """The same settings with learning rate and warm-up as what they stand for; a run that goes on keeps what it began with."""
+    began = began_with(settings.out) if settings.resume else {}
+    rate, warmup = settings.learning_rate or began.get("learning_rate"), settings.warmup
+    warmup = began.get("warmup") if warmup is None else warmup
+    found = Rate.of(settings.model, lora=settings.lora is not None)
+    rate = rate or found.learning_rate
+    if warmup is None:
+        warmup = found.warmup if settings.learning_rate is None else 0
+    return settings.model_copy(update={"learning_rate": rate, "warmup": warmup})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from evenhand.core.artifacts import read_json
 from evenhand.engine.runs import write_model
 from evenhand.models.pipelines import stage_of
+from evenhand.models.sampling import inherited_block
 from evenhand.training.data import TrainingData
 from evenhand.training.plots import plot_method
 from evenhand.training.settings import RESUMABLE, TrainSettings
@@ -37,7 +38,8 @@ def publish(settings: TrainSettings, state: TrainingState, data: TrainingData, a
             "lost_steps": state.lost,
             "skipped": state.skipped,
         }
-        write_model(settings.out, settings.model, pipeline, stage_of(pipeline, settings.stage).unet, weights, facts)
+        unet, sampling = stage_of(pipeline, settings.stage).unet, inherited_block(settings.model)
+        write_model(settings.out, settings.model, pipeline, unet, weights, sampling, facts)
     if accelerator.is_main_process:
         plot_method(settings.out / "log.jsonl", settings.out / "method.svg")
     accelerator.wait_for_everyone()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from evenhand.core.config import Settings
+from evenhand.core.config import WORD, Settings
 from evenhand.core.errors import did_you_mean
 from evenhand.training.weighting import METHODS
 
@@ -38,9 +38,9 @@ class TrainSettings(Settings):
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(32, ge=1, description="images an optimizer step, over all processes and accumulated pieces")
     accumulation: int = Field(1, ge=1, description="pieces a batch is computed in")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float | None = Field(None, gt=0, description="default: by what is trained, see engine/rates.py")
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0)
+    warmup: int | None = Field(None, ge=0, description="steps; default: 100 where a model of real size is trained in full, else 0")
     weight_decay: float = Field(1e-2, ge=0)
     clip: float = Field(1.0, gt=0, description="gradient norm")
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the weight average; 0 keeps none")
@@ -48,9 +48,10 @@ class TrainSettings(Settings):
     min_snr: float | None = Field(None, gt=0, description="gamma of min-SNR weighting, for example 5")
     prediction: Literal["epsilon", "v_prediction", "sample"] | None = Field(None, description="default: what the model was trained with")
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    uniform_part: float = Field(0.15, ge=0, le=1, description="part of the timesteps that is uniform where the others are logit-normal")
     lora: int | None = Field(None, ge=1, description="rank; default trains every weight of the denoiser")
     gradient_checkpointing: bool = False
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16"], WORD] = "auto"
     compile: bool | None = Field(None, description="torch.compile; default: on CUDA")
     max_skipped: int = Field(20, ge=1, description="stop after so many steps in a row with a loss or gradient that is not finite")
     log_every: int = Field(25, ge=1)

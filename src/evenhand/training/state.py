@@ -15,9 +15,10 @@ from evenhand.engine.checkpoints import Checkpoint
 from evenhand.engine.learner import Learner
 from evenhand.models.adapters import train_only
 from evenhand.models.pipelines import load_pipeline, model_hash, stage_of, training_scheduler
+from evenhand.models.schedules import declare
 from evenhand.models.shapes import check_terminal_snr
 from evenhand.models.stages import Stage
-from evenhand.training.population import Population
+from evenhand.training.population import Population, with_rate
 from evenhand.training.settings import TrainSettings
 from evenhand.training.weighting import METHODS, WeightingMethod
 
@@ -52,12 +53,14 @@ class TrainingState:
     @classmethod
     def create(cls, settings: TrainSettings, accelerator: Accelerator) -> TrainingState:
         """Load the model, freeze all but what is trained, and hand it to accelerate."""
+        settings = with_rate(settings)
         population = Population.of(settings, Cohort.load(settings.cohort))
         pipeline = trainable_pipeline(settings)
         stage = stage_of(pipeline, settings.stage)
         unet = stage.unet.train()
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        assert settings.learning_rate is not None
         learner = Learner.create(
             unet, accelerator, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, ema=settings.ema,
             compiled=settings.compile if settings.compile is not None else accelerator.device.type == "cuda",
@@ -80,6 +83,7 @@ class TrainingState:
     def set_learning_rate(self) -> float:
         """Warm-up, then constant or cosine; a function of the steps done."""
         settings, rate = self.settings, self.settings.learning_rate
+        assert rate is not None and settings.warmup is not None
         if self.step < settings.warmup:
             rate *= (self.step + 1) / settings.warmup
         elif settings.schedule == "cosine":
@@ -132,7 +136,7 @@ def trainable_pipeline(settings: TrainSettings) -> DiffusionPipeline:
     pipeline = load_pipeline(settings.model)
     stage = stage_of(pipeline, settings.stage)
     if settings.prediction is not None:
-        stage.scheduler.register_to_config(prediction_type=settings.prediction)
+        declare(stage.scheduler, prediction_type=settings.prediction)
         check_terminal_snr(f"--prediction {settings.prediction}", training_scheduler(stage))
     train_only(pipeline, stage.unet, settings.lora, derive_seed(settings.seed, "lora"))
     return pipeline
