@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from evenhand.alignment import tune, validation
+from evenhand.alignment.defaults import resolved
 from evenhand.alignment.drawing import stating
 from evenhand.alignment.exemplars import OWN_FILE, Exemplars
 from evenhand.alignment.guides import Guides
@@ -26,7 +27,9 @@ from evenhand.alignment.validation import Certificate, Standing, Validation
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import read_json, write_json
 from evenhand.core.errors import UserError
+from evenhand.generation.generate import GenerateSettings, generate
 from evenhand.models.classifiers import CALIBRATION_FILE, Classifier, ClassifierSettings, train_classifier
+from evenhand.models.sampling import Sampling
 
 TARGET = "sex=male:0.5,female:0.5"
 
@@ -321,6 +324,18 @@ def test_defaults_go_by_form() -> None:
     assert AlignSettings(**base).own_images == 1200 and AlignSettings(**base).learning_rate is None  # by what is tuned
     pulled = AlignSettings(**base, form="kl", ema=0.5)
     assert (pulled.own_images, pulled.learning_rate, pulled.consistency, pulled.ema) == (0, 2e-5, 1.0, 0.5)
+
+
+def test_an_aligned_model_is_drawn_as_it_was_aligned(settings: Any, brain: Path, tmp_path: Path) -> None:
+    base = settings(form="kl", iterations=1, validate_every=1, validation_images=20, certified_images=0, consistency=0)
+    for given in (base.model_copy(update={"solver_steps": None}), base.model_copy(update={"solver_steps": None, "guidance_scale": 1.0})):
+        assert resolved(given).sampling == Sampling(25, given.guidance_scale or 3.0, "dpm++", "trailing")
+    result = align(base.model_copy(update={"timestep_spacing": "linspace"}))
+    told = {"steps": 3, "guidance_scale": 3.0, "sampler": "dpm++", "timestep_spacing": "linspace"}
+    assert result.model is not None and read_json(result.model / "evenhand.json")["sampling"] == told
+    cohort = generate(GenerateSettings(model=str(result.run), like=brain, out=tmp_path / "drawn", n=1))
+    assert told.items() <= cohort.schema.made["settings"].items()
+    assert resolved(base.model_copy(update={"model": str(result.run), "solver_steps": None})).sampling.steps == 3
 
 
 DISTILL = {"form": "distill", "own_images": 60, "consistency": 0, "batch_size": 8}
