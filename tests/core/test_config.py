@@ -111,7 +111,3 @@ def test_precision_no_is_a_word(tmp_path, word) -> None:
     found.save(tmp_path / "again.yaml")
     assert Computing.resolve(tmp_path / "again.yaml") == found
     assert Computing(precision=False).precision == "no"  # type: ignore[arg-type]
-
-
-def test_a_name_may_look_like_a_date(tmp_path) -> None:
-    assert Trial.resolve(write(tmp_path, "cohort: 2024-05-01\n")).cohort == "2024-05-01"
