@@ -135,6 +135,7 @@ def test_comments_above_the_header(tmp_path) -> None:
     rows, _, _ = taken(written(tmp_path, "t.txt", "# exported in May, by hand\n#Image\tSex of patient\nimage\tsex\na\tf\n"))
     assert rows == {4: {"image": "a", "sex": "f"}}
     assert taken(written(tmp_path, "n.csv", "#,image\n1,a\n"))[0] == {2: {"#": "1", "image": "a"}}
+    assert taken(written(tmp_path, "n.tsv", "#\timage\n1\ta\n"))[0] == {2: {"#": "1", "image": "a"}}
 
 
 def test_the_row_numbers_of_pandas_and_r_are_no_column(tmp_path) -> None:

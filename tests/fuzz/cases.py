@@ -109,7 +109,8 @@ def _refusal(case: Case, message: str, out: Path) -> str | None:
         return None if case.name in lines or case.raw.name in lines else f"the refusal names no file: {message}"
     if not of_a_row:
         return f"a table that can be read is refused: {message}"
-    if (refused or doubtful) and not re.search(r"row \d+", lines):
+    dropped = case.settings.get("unknown") == "drop"  # such rows are counted, not named
+    if (refused or doubtful) and not dropped and not re.search(r"row \d+", lines):
         return f"the refusal names no row: {message}"
     return _listing(case, len(refused), out)
 

@@ -21,7 +21,7 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SAMPLE = 50  # rows that decide between two delimiters
 MAX_HEADER_LINES = 20
 _SEP = re.compile(r'\ufeff?"?sep=([,;|\t:^~])"?\s*', re.IGNORECASE)  # Excel's own first line
-_COMMENT = re.compile(r"#+\s*[^\W\d_]")  # "# exported by", not the name "#" of a column of row numbers
+_COMMENT = re.compile(r"#+ *[^\W\d_]")  # "# exported by", not the name "#" of a column of row numbers
 _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(,\d+)?")  # as Excel writes it where the comma is the decimal sign
 _FIGURES = re.compile(r"\d+")
 csv.field_size_limit(MAX_CELL)  # the module's own bound, 131,072 characters, is less than the text of a long report
