@@ -138,6 +138,13 @@ def test_comments_above_the_header(tmp_path) -> None:
     assert taken(written(tmp_path, "n.tsv", "#\timage\n1\ta\n"))[0] == {2: {"#": "1", "image": "a"}}
 
 
+def test_stray_quotes_among_quoted_cells_of_two_lines(tmp_path) -> None:
+    cell = '"up\nper"'
+    text = f'image\tpart\tnote\na\t{cell}\t"halo\nb\t{cell}\thalo"\nc\t{cell}\tfine\nd\t{cell}\tfine\n'
+    rows, faults, _ = taken(written(tmp_path, "t.tsv", text))
+    assert faults and all(row["part"] == "up\nper" for row in rows.values()) and {"c", "d"} <= {row["image"] for row in rows.values()}
+
+
 def test_the_row_numbers_of_pandas_and_r_are_no_column(tmp_path) -> None:
     pd.DataFrame({"image": ["a", "b"]}, index=[7, 9]).to_csv(tmp_path / "t.csv")
     assert [row for _, row in TableReader().good_rows(tmp_path / "t.csv")] == [{"image": "a"}, {"image": "b"}]

@@ -129,15 +129,16 @@ class DelimitedTable:
         names = next((cells for _, cells in self._records(literal, None)), [])
         if isinstance(names, list) and any(map(_enclosed, names)):
             return self.format, self.header  # quotes enclose the header's names, so they do in the rows
-        lines = sum(1 for _ in self._records(literal, self.header))
-        read = bad = 0
-        for _, cells in self._records(self.format, self.header):
-            read, bad = read + 1, bad + isinstance(cells, BadRow)
+        header = self._header(literal)
+        (read, bad), (lines, short) = self._faults(self.format, self.header), self._faults(literal, header)
         if not bad and read == lines:
             return self.format, self.header
-        header = self._header(literal)
-        whole = all(isinstance(cells, list) and not isinstance(header.row(cells), BadRow) for _, cells in self._records(literal, header))
-        return (literal, header) if bad or whole else (self.format, self.header)
+        return (literal, header) if short < bad or not short else (self.format, self.header)
+
+    def _faults(self, form: Format, header: Header) -> tuple[int, int]:
+        """The number of rows in a format, and of those that are not whole."""
+        found = [isinstance(cells, BadRow) or isinstance(header.row(cells), BadRow) for _, cells in self._records(form, header)]
+        return len(found), sum(found)
 
     def _decimal_commas(self) -> tuple[int, ...]:
         """Columns of numbers of which some have a decimal comma, and nothing else stands in them."""
