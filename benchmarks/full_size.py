@@ -49,12 +49,12 @@ def main() -> None:
     if not (options.work / "cohort").exists():
         write_phantoms("dermoscopy", options.work / "cohort", n=IMAGES, size=SIDE, seed=0)
     before = RESULTS / "full_size.json"
-    found = read_json(before)["found"] if before.exists() else {}
+    costs = read_json(before)["costs"] if before.exists() else {}
     model = "float32" if options.baseline else "hub"
     # in a process of its own: the peak memory of a child begins with what its parent holds
     subprocess.run([sys.executable, __file__, "--work", str(options.work), "--make", model], check=True)
-    found["baseline" if options.baseline else "now"] = _measured(options.work, model, options.baseline)
-    print(write_result("full_size", {"side": SIDE, "images": IMAGES, "found": found}, seeds=[0]).read_text())
+    costs["baseline" if options.baseline else "now"] = _measured(options.work, model, options.baseline)
+    print(write_result("full_size", {"side": SIDE, "images": IMAGES, "costs": costs}, seeds=[0]).read_text())
 
 
 def _measured(work: Path, model: str, source: Path | None) -> dict[str, Any]:
@@ -73,21 +73,21 @@ def _measured(work: Path, model: str, source: Path | None) -> dict[str, Any]:
     }
     environment = os.environ | {"EVENHAND_CACHE": str(out / "cache")} | ({"PYTHONPATH": str(source)} if source else {})
     call = "from evenhand.cli import main; main()"
-    found = {"git": _commit(source or Path(__file__).parent)}
+    costs: dict[str, Any] = {"git": _commit(source or Path(__file__).parent)}
     for name, words in commands.items():
         start = time.perf_counter()
         with (out / f"{name}.log").open("w") as log:
             process = subprocess.Popen([sys.executable, "-c", call, *words], env=environment, stdout=log, stderr=subprocess.STDOUT)
             _, status, used = os.wait4(process.pid, 0)
-        found[name] = {
+        costs[name] = {
             "command": [Path(word).name if word.startswith(str(work)) else word for word in words],
             "exit": os.waitstatus_to_exitcode(status),
             "seconds": round(time.perf_counter() - start, 1),
             "peak_memory_gib": round(used.ru_maxrss / 2**20, 2),
             "last_line": ((out / f"{name}.log").read_text().splitlines() or [""])[-1].replace(f"{work}/", "")[:200],
         }
-        print(name, found[name], flush=True)
-    return found
+        print(name, costs[name], flush=True)
+    return costs
 
 
 def _commit(folder: Path) -> str:
