@@ -137,6 +137,7 @@ def test_a_bare_name_in_one_folder(tmp_path) -> None:
         ("out/secret", "no such file in the data folder"),  # folders behind a link are not listed
         ("LINK.png", "path leads out of the data folder through a link; copy the file into it"),
         ("._1.png", "a hidden file, such as macOS writes beside others, is no image; remove the row"),
+        ("{'bytes': None, 'path': '1.png'}", "an image written as text, no file name; save images as files, or as image bytes in Parquet"),
         ("https://example.org/1.png", "a web address, no file; download the images and name the files"),
         ("a\nb.png", "not a file name; name the column of the image paths, or save images that stand in the table as files"),
         ("x" * 300 + ".png", "no such file in the data folder"),

@@ -76,14 +76,14 @@ ABSENT = {
     ("fundus", "glaucoma"): ["0.00", "negative", "non_glaucoma", "Non Glaucoma", "no-glaucoma", "healthy", "glaucoma-free"],
     ("chest", "effusion"): ["absent", "no effusion", "No Pleural Effusion", "effusion none", "n", "No Finding"],
     ("chest", "finding"): ["No Finding", "no findings", "normal", "0"],
-    ("chest", "lung_lesion"): ["none", "no lung lesion", "non Lung Lesion", "0.0"],
+    ("chest", "lung_lesion"): ["none", "no lung lesion", "non Lung Lesion", "0.0", "-", "F"],
 }
 PRESENT = {
     ("brain", "tumour"): ["1", "1.0", "yes", "TRUE", "tumor", "Tumour", "with tumour", "positive"],
     ("fundus", "glaucoma"): ["1.00", "Glaucoma", "y", "present"],
     ("chest", "effusion"): ["effusion", "Pleural Effusion", "pleural_effusion", "1"],
     ("chest", "finding"): ["any", "abnormal", "finding"],
-    ("chest", "lung_lesion"): ["lung_lesion", "Lung Lesion", "true"],
+    ("chest", "lung_lesion"): ["lung_lesion", "Lung Lesion", "true", "+", "T"],
 }
 OTHER = {  # written as they are, or with the finding's name where they are a grade of it
     ("brain", "tumour"): {"glioma": ", glioma", "control": ", control", "kein Tumor": ", kein Tumor", "small": " with small tumour"},

@@ -223,6 +223,14 @@ def test_codes_that_are_whole_in_one_split_and_floats_in_the_other(tmp_path) -> 
     assert list(cohort.table["code"]) == ["0", "1", "1", "0", "1", "unknown", "0"]
 
 
+def test_a_column_of_nearly_the_same_name_and_a_group_that_nobody_has_are_told(tmp_path) -> None:
+    raw = table_of(tmp_path / "raw", Sex=["male", "female"], sex=["", "n/a"])
+    cohort = import_cohort("table", raw, tmp_path / "out", ImportSettings(attributes=["sex"]))
+    notes = notes_on(cohort)
+    assert "sex: no known group; no gap between its groups can be told" in notes
+    assert "sex: the table has a column 'Sex' too, which is not read" in notes
+
+
 def test_missing_subjects_splits_and_prompts(tmp_path) -> None:
     columns = {
         "patient": ["P1", "nan", "nan", "None", "01", "1", "P1"],

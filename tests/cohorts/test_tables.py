@@ -82,6 +82,11 @@ HINT = "close the quote, and double each quote inside a quoted cell"
             [3, 4, 5],
             {2: "a quoted cell holds 2 lines that are rows themselves: '1.png'; close its quote"},
         ),
+        (
+            'cap,image\n"halo,a.png\nfine,b.PNG\nof 5",c.png\nok,d.png\n',
+            [3, 4, 5],
+            {2: "a quoted cell holds 2 lines that are rows themselves: 'halo,a.png\\nfine,b.PNG\\nof 5'; close its quote"},
+        ),
     ],
 )
 def test_an_open_quote_costs_its_own_row_alone(tmp_path, text, good, bad) -> None:

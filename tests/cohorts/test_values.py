@@ -11,7 +11,7 @@ from evenhand.core.names import sense
     [
         *("", " ", "nan", "NaN", "NA", "n/a", "N.A.", "#N/A", "<NA>", "NaT", "None", "nil", "NULL", "UNK", "Unknown", "not reported"),
         *("Not_Reported", "[Not Available]", "(blank)", "missing", "--", "'--", ".", "-", "\u2013", "?", "???", "-1", "-1.0", "\u22121"),
-        *("\\N", "<null>", "not\u00a0available", "ｎａ", "#DIV/0!", "Patient declined to answer"),
+        *("\\N", "<null>", "not\u00a0available", "ｎａ", "#DIV/0!", "Patient declined to answer", "Declined"),
     ],
 )
 def test_missing_words(word) -> None:
@@ -34,7 +34,8 @@ def test_none_is_a_finding_and_no_attribute(word) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [("1", "1.0"), ("1", "01.00"), ("-0.0", "0"), (".5", "0.50"), ("1e+02", "100"), ("True", "TRUE"), ("e\u0301", "\u00e9"), ("Ｍ１", "m1"),
-     ("non\u2011white", "Non-White"), ("a\u00a0b", "A  b"), ("\u2163", "IV")],
+     ("non\u2011white", "Non-White"), ("a\u00a0b", "A  b"), ("\u2163", "IV"),
+     (">= 60", "\u226560"), ("18 - 30", "18\u201330"), ("< 1", "<1")],
 )  # fmt: skip
 def test_spellings_of_one_value(one, other) -> None:
     assert sense(one) == sense(other)
@@ -59,6 +60,29 @@ def test_the_most_frequent_spelling_and_of_two_the_first() -> None:
     alone = Spellings()
     alone.add("")
     assert alone.words().total() == 0 and alone.joined() == [] and alone.known == {}  # an absent group is none
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["True", "1", "1.0", "FALSE", "0", "True"], ["True", "True", "True", "FALSE", "FALSE", "True"]),
+        (["0", "1", "1"], ["0", "1", "1"]),
+        (["True", "1", "2"], ["True", "1", "2"]),  # a column of counts
+    ],
+)
+def test_numbers_and_words_for_true_and_false_are_one_where_nothing_else_stands(values, names) -> None:
+    found = Spellings()
+    for value in values:
+        found.add(value)
+    assert [found.name(value) for value in values] == names
+
+
+def test_groups_that_look_alike_are_told_and_stay() -> None:
+    found = Spellings()
+    for value in ("M", "male", "F", "female", "II", "III", "other"):
+        found.add(value)
+    assert found.notes("sex") == ["sex: 'M' and 'male', 'F' and 'female' stay groups of their own; write them alike where they are one"]
+    assert found.name("M") == "M"
 
 
 def test_the_group_that_a_value_means() -> None:

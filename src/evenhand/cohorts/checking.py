@@ -60,7 +60,8 @@ def notes_on(cohort: Cohort) -> list[str]:
     """What is not wrong, but limits what this cohort can tell: one group only, an empty group, an empty split, rows left out."""
     notes = []
     counts = group_counts(cohort)
-    for column, rows in counts[~counts["group"].isin(NOT_GROUPS)].groupby("column", sort=False):
+    for column in cohort.schema.columns:
+        rows = counts[(counts["column"] == column) & ~counts["group"].isin(NOT_GROUPS)]
         present = list(rows.loc[rows["images"] > 0, "group"])
         if len(present) < 2:
             only = f"one group only ({present[0]})" if present else "no known group"

@@ -24,6 +24,7 @@ _SEP = re.compile(r'\ufeff?"?sep=([,;|\t:^~])"?\s*', re.IGNORECASE)  # Excel's o
 _COMMENT = re.compile(r"#+ *[^\W\d_]")  # "# exported by", not the name "#" of a column of row numbers
 _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(,\d+)?")  # as Excel writes it where the comma is the decimal sign
 _FIGURES = re.compile(r"\d+")
+_FILE = re.compile(r"\S+(\.[A-Za-z]{3,4})")
 csv.field_size_limit(MAX_CELL)  # the module's own bound, 131,072 characters, is less than the text of a long report
 
 
@@ -224,12 +225,18 @@ def _odd(lines: Sequence[str]) -> bool:
 
 
 def _swallowed(lines: Sequence[str], delimiter: str, width: int) -> bool:
-    """Whether each line of one row is a row for itself: as many cells, and one of them, with figures, of the same form throughout."""
+    """Whether each line of one row is a row for itself: as many cells, and one of them of the same form throughout."""
     parts = [line.strip("\r\n").split(delimiter) for line in lines]
     if width < 2 or any(len(cells) < width or any(cells[width:]) for cells in parts):  # empty cells beyond the header's are none
         return False
-    forms = [[_FIGURES.sub("0", cell.strip(' "')) for cell in cells[:width]] for cells in parts]
-    return any("0" in column[0] and len(set(column)) == 1 for column in zip(*forms, strict=True))
+    forms = [[_form(cell.strip(' "')) for cell in cells[:width]] for cells in parts]
+    return any(column[0] and len(set(column)) == 1 for column in zip(*forms, strict=True))
+
+
+def _form(cell: str) -> str:
+    """What cells of one column have in common: the ending of a file's name, or all but the figures."""
+    ending = _FILE.fullmatch(cell)
+    return ending[1].lower() if ending else _FIGURES.sub("0", cell)
 
 
 def _head(path: Path, file: IO[str]) -> tuple[list[str], list[str], str | None]:

@@ -283,7 +283,7 @@ def _no_path(written: str) -> str | None:
     start = written.lstrip()[:12].lower()
     if "://" in start or start.startswith("www."):
         return "a web address, no file; download the images and name the files"
-    if start.startswith(("{", "[", "b'", 'b"', "data:")) and len(written) > MAX_SHOWN:
+    if start.startswith(("{'", '{"', "data:")) or (start.startswith(("{", "[", "b'", 'b"')) and len(written) > MAX_SHOWN):
         return "an image written as text, no file name; save images as files, or as image bytes in Parquet"
     if len(written) > MAX_NAME or len(written.splitlines()) > 1:
         return "not a file name; name the column of the image paths, or save images that stand in the table as files"

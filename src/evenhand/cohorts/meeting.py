@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.errors import UserError
 from evenhand.core.groups import known
-from evenhand.core.names import same_name, sense
-
-_ABBREVIATION = 3  # letters at most, such as "F", "pos"
+from evenhand.core.names import look_alike, same_name
 
 
 @dataclass(frozen=True)
@@ -42,19 +39,11 @@ def why_apart(ours: Names, theirs: Names) -> str | None:
     unmet = [name for name in theirs.present or theirs.all if name not in ours.all]
     pairs = [(name, other) for name in strange for other in same_name(name, theirs.all)]
     pairs += [(name, other) for other in unmet for name in same_name(other, ours.all)]
-    pairs += [(name, other) for name in strange for other in unmet if _alike(name, other)]
+    pairs += [(name, other) for name in strange for other in unmet if look_alike(name, other)]
     near = " and ".join(f"{name!r} beside {other!r}" for name, other in dict.fromkeys(pairs))
     if pairs:
         return near
     return None if set(ours.all) & set(theirs.all) else "no name in common"
-
-
-def _alike(one: str, other: str) -> bool:
-    short, long = sorted((sense(one), sense(other)), key=len)
-    if len(short) <= _ABBREVIATION and short.isalpha():
-        return long.startswith(short)
-    plain = [re.sub(r"(?<=\w)[\s_./,-]+(?=\w)", "", text) for text in (short, long)]
-    return plain[0] == plain[1]
 
 
 def require_names_meet(cohort: Cohort, other: Cohort, columns: Iterable[str]) -> None:

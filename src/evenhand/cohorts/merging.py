@@ -133,8 +133,8 @@ def _respelt(schema: CohortSchema, spellings: dict[str, Spellings], notes: list[
 
 
 def _notes(spellings: dict[str, Spellings]) -> list[str]:
-    """Which spellings were joined, and which groups of either side mean that nothing is known."""
-    notes = [f"{name}: spellings of one value: {line}" for name, found in spellings.items() for line in found.joined()]
+    """Which spellings were joined or look alike, and which groups of either side mean that nothing is known."""
+    notes = [note for name, found in spellings.items() for note in found.notes(name)]
     for name, found in spellings.items():
         words = Counter({word: number for word, number in found.words().items() if word not in NOT_GROUPS})
         if words:

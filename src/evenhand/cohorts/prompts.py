@@ -15,8 +15,8 @@ from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import NOT_GROUPS
 
 Phrase = Callable[[str], str]
-_NO = ("none", "no", "n", "false", "absent", "negative", "neg", "normal", "healthy", "nofinding", "nofindings")
-_YES = ("yes", "y", "true", "present", "positive", "pos")
+_NO = ("none", "no", "n", "false", "f", "-", "absent", "negative", "neg", "normal", "healthy", "nofinding", "nofindings")
+_YES = ("yes", "y", "true", "t", "+", "present", "positive", "pos")
 _GRADE = ("trace", "minimal", "mild", "small", "moderate", "large", "severe", "marked")
 
 
@@ -56,7 +56,7 @@ def _finding(negative: str, positive: str, *names: str, graded: str = "", plain:
 
 def _letters(text: str) -> str:
     """``Non-Glaucoma`` and ``non_glaucoma`` as one word."""
-    return re.sub(r"[\s_-]+", "", text).casefold()
+    return re.sub(r"[\s_-]+", "", text).casefold() or text.strip()
 
 
 def _number(value: str) -> float | None:

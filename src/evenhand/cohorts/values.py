@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from evenhand.core.errors import did_you_mean
 from evenhand.core.groups import UNKNOWN
-from evenhand.core.names import sense, tidy
+from evenhand.core.names import look_alike, sense, tidy
 
 # how tables write that nothing is known; underscores count as blanks, and brackets around a word do not count
 _NOTHING = (
@@ -19,13 +20,14 @@ _NOTHING = (
     *("not stated", "not recorded", "not provided", "not given", "not documented", "not collected", "not asked", "not evaluated"),
     *("not determined", "not disclosed", "unavailable", "unreported", "unrecorded", "unable to obtain", "unknown/not reported"),
     *("unknown or not reported", "unknown/not specified", "unknown/declined", "declined to answer", "patient declined to answer"),
-    *("prefer not to say", "prefer not to answer", "patient refused", "tbd", "n/k"),
+    *("prefer not to say", "prefer not to answer", "declined", "patient declined", "refused", "patient refused", "tbd", "n/k"),
 )
 _NO_FINDING = ("none", "nil")  # nothing is known of a patient; of an image, that there is no finding
 _DASHES = re.compile(r"[-?._*~/\\'\"\s]+")  # cells of signs alone, such as "--", "?" and GDC's "'--"
 _BRACKETS = re.compile(r"\[(.*)\]|\((.*)\)|<(.*)>|\{(.*)\}", re.DOTALL)
 _MINUS_ONE = sense("-1")
 _MISSING = frozenset(map(sense, _NOTHING))
+_TRUTH = {sense("1"): "true", "true": "true", sense("0"): "false", "false": "false"}
 
 
 class BadRow(Exception):
@@ -90,6 +92,8 @@ def translate(column: str, value: str, groups: Mapping[str, str]) -> str:
 class Spellings:
     """The spellings that one column of groups has, and the one name that each value gets: its most frequent, then its first.
 
+    ``1`` and ``True`` are one value in a column that has nothing but truth values.
+
     >>> sex = Spellings()
     >>> for value in ("male", "MALE", "male ", "F", "n/a"):
     ...     sex.add(value)
@@ -117,8 +121,21 @@ class Spellings:
         shown = tidy(value)
         if is_missing(shown, finding=self.finding):
             return shown if self._is_negative(shown) else None
-        spellings = self.known.get(self._senses.get(shown) or sense(shown))
+        meaning = self._senses.get(shown) or sense(shown)
+        spellings = self._values().get(_TRUTH.get(meaning, meaning) if self._are_truths() else meaning)
         return spellings.most_common(1)[0][0] if spellings else shown
+
+    def _are_truths(self) -> bool:
+        return self.known.keys() <= _TRUTH.keys()
+
+    def _values(self) -> dict[str, Counter[str]]:
+        """The spellings of each value."""
+        if not self._are_truths():
+            return self.known
+        values: dict[str, Counter[str]] = {}
+        for meaning, spellings in self.known.items():
+            values.setdefault(_TRUTH[meaning], Counter()).update(spellings)
+        return values
 
     def _is_negative(self, shown: str) -> bool:
         """Whether a dash is the opposite of a plus that the column has too."""
@@ -131,8 +148,21 @@ class Spellings:
 
     def joined(self) -> list[str]:
         """What was joined, a line for each value of several spellings."""
-        several = [spellings for spellings in self.known.values() if len(spellings) > 1]
+        several = [spellings for spellings in self._values().values() if len(spellings) > 1]
         return [f"{counted(spellings)} -> {spellings.most_common(1)[0][0]!r}" for spellings in several]
+
+    def alike(self) -> list[str]:
+        """Pairs of values that look like one and were not joined, such as ``'M'`` and ``'male'``."""
+        names = [spellings.most_common(1)[0][0] for spellings in self._values().values()]
+        return [f"{one!r} and {other!r}" for one, other in itertools.combinations(names, 2) if look_alike(one, other)]
+
+    def notes(self, column: str) -> list[str]:
+        """What to say of a column: what was joined, and what looks alike and was not."""
+        notes = [f"{column}: spellings of one value: {line}" for line in self.joined()]
+        if alike := self.alike():
+            more = f" and {len(alike) - 4} more" if len(alike) > 4 else ""
+            notes.append(f"{column}: {', '.join(alike[:4])}{more} stay groups of their own; write them alike where they are one")
+        return notes
 
 
 def counted(values: Counter[str], most: int = 12) -> str:

@@ -9,7 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 JOINT = " x "  # between the parts of a joint group's label
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]\d{1,3})?", re.ASCII)
 _COMPATIBLE = ("<wide>", "<narrow>", "<noBreak>", "<compat>")  # one character in another form; superscripts and fractions are not
-_SIGNS = str.maketrans({**dict.fromkeys("‐‑‒–—―−﹣", "-"), **dict.fromkeys("‘’‛′", "'"), **dict.fromkeys("“”„″", '"')})
+_SIGNS = str.maketrans(
+    {**dict.fromkeys("‐‑‒–—―−﹣", "-"), **dict.fromkeys("‘’‛′", "'"), **dict.fromkeys("“”„″", '"'), "≥": ">=", "≤": "<="}
+)
+_GAPS = re.compile(r"(?<=[<>=]) (?=\d)|(?<=\d) ?(?=- ?\d)|(?<=\d-) (?=\d)|(?<=\d -) (?=\d)")  # beside the sign of a limit or a range
+_ABBREVIATION = 3  # letters at most, such as "F", "pos"
+_ROMAN = re.compile("[ivx]+")
 _MIX_SIGNS = ',;:/"'  # what a group's name in a mix must be quoted for
 _COLUMN_SIGNS = ',;:/"*='  # the same of a column's name, in mixes and questions
 
@@ -34,7 +39,7 @@ def sense(text: str) -> str:
     if not text.isascii():
         text = "".join(_plain_form(sign) for sign in unicodedata.normalize("NFC", text)).translate(_SIGNS)
     text = tidy(text)
-    return _number(text) or unicodedata.normalize("NFC", text.casefold())
+    return _number(text) or unicodedata.normalize("NFC", _GAPS.sub("", text).casefold())
 
 
 def _plain_form(sign: str) -> str:
@@ -61,6 +66,19 @@ def same_name(name: str, choices: Iterable[str]) -> list[str]:
     """The choices that are other spellings of ``name``."""
     wanted = sense(name)
     return [choice for choice in choices if choice != name and sense(choice) == wanted]
+
+
+def look_alike(one: str, other: str) -> bool:
+    """Whether two names may mean one group: one abbreviates the other, or they differ in what parts their words.
+
+    >>> look_alike("F", "female"), look_alike("non_white", "nonwhite"), look_alike("II", "III")
+    (True, True, False)
+    """
+    short, long = sorted((sense(one), sense(other)), key=len)
+    if len(short) <= _ABBREVIATION and short.isalpha():
+        return len(long) > _ABBREVIATION and long.startswith(short) and not _ROMAN.fullmatch(long)
+    plain = [re.sub(r"(?<=\w)[\s_./,-]+(?=\w)", "", text) for text in (short, long)]
+    return plain[0] == plain[1]
 
 
 def joint_label(parts: Sequence[str]) -> str:

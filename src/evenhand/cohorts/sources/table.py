@@ -20,7 +20,7 @@ from evenhand.cohorts.textfile import UNREADABLE
 from evenhand.cohorts.values import BadRow, Spellings, cell, counted, identity, is_missing
 from evenhand.core.errors import UserError
 from evenhand.core.groups import UNKNOWN, UNSPECIFIED
-from evenhand.core.names import sense, tidy
+from evenhand.core.names import same_name, sense, tidy
 
 BESIDES = (".txt", ".txt.gz", ".json", ".json.gz")  # what also lies beside a table; such a file is the table where there is no other
 IMAGE_COLUMNS = ("image", "img", "picture", "file_name", "image_path", "path", "filename", "file")
@@ -57,7 +57,7 @@ class Table(Source):
         self.folder = self.images
         found_tables = _find_tables(raw)
         first = found_tables[0][0]
-        names = self.reader.columns(first)
+        names = self.names = self.reader.columns(first)
         self.image_column = settings.image_column or _image_column(first, names)
         own_words = settings.prompt_attributes is None
         found = next((name for name in PROMPT_COLUMNS if name in names), None) if own_words else None
@@ -108,7 +108,10 @@ class Table(Source):
 
     def notes(self) -> list[str]:
         """Which spellings were joined, what was read as missing, and which subject ids look alike; shards that are missing."""
-        notes = [f"{column}: spellings of one value: {line}" for column, found in self.spellings.items() for line in found.joined()]
+        notes = [note for column, found in self.spellings.items() for note in found.notes(column)]
+        for column in self.spellings:
+            if twins := same_name(column, self.names):
+                notes.append(f"{column}: the table has a column {twins[0]!r} too, which is not read")
         notes += [f"{column}: read as missing: {counted(words)}" for column, found in self.spellings.items() if (words := found.words())]
         then = {
             self.settings.subject_column: "each of these images is a subject of its own",
