@@ -135,6 +135,18 @@ def test_spellings_of_one_value_are_joined_over_both_sides(tmp_path) -> None:
     assert [fault for fault in check_cohort(merged.root).faults if "same image" not in fault] == []
 
 
+@pytest.mark.parametrize("state", [None, ["none"]])
+def test_template_prompts_name_the_joined_groups_and_captions_stay(tmp_path, state) -> None:
+    one = spelt(tmp_path, "one", ["MALE", "Female"], ["1", "2"], prompt_attributes=state)
+    two = spelt(tmp_path, "two", ["male", "male", "Female"], ["1.0", "1.0", "x"], prompt_attributes=state)
+    one.table.loc[1, "prompt"] = "A Female of 30 years"
+    one.table.to_parquet(one.root / "cohort.parquet")
+    merged = merge_cohorts(one.root, two.root, tmp_path / "out")
+    male, female = ("a male patient", "a Female patient") if state is None else ("a patient", "a patient")
+    wanted = [f"Image of {male}, stage 1.0", "A Female of 30 years", *[f"Image of {male}, stage 1.0"] * 2, f"Image of {female}, stage x"]
+    assert [prompt.replace("Medical image", "Image") for prompt in merged.table["prompt"]] == wanted
+
+
 def test_a_column_of_another_spelling_is_noted(tmp_path) -> None:
     one = spelt(tmp_path, "one", ["m"], ["1"])
     raw = write_table(tmp_path / "raw", [{"image": "0.png", "Sex": "m", "stage": "1"}])

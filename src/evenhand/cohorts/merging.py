@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from evenhand.cohorts.cohort import (
     CohortSchema,
     write_table,
 )
+from evenhand.cohorts.prompts import write_prompt
 from evenhand.cohorts.values import Spellings, counted
 from evenhand.core.artifacts import new_folder, provenance, write_json
 from evenhand.core.errors import UserError
@@ -34,7 +36,8 @@ def merge_cohorts(a: Path | str, b: Path | str, out: Path | str) -> Cohort:
     Attributes and conditions are those of both. A column that one side lacks is ``unknown`` there (``unspecified`` where that side
     is synthetic). Cohorts of different modality become ``mixed``, with a column ``modality``. Subject ids get the cohort's name in
     front and images a folder of that name, so that two different subjects 17 stay two. Images that both hold (by SHA-256) are kept
-    and counted in ``schema.made["duplicates"]``. Spellings of one value become the more frequent one, with a note; prompts stay.
+    and counted in ``schema.made["duplicates"]``. Spellings of one value become the more frequent one, with a note, in prompts that
+    a template wrote too; captions stay.
 
     Raises:
         UserError: sizes or modes differ, one side is synthetic and the other is not, an image is missing, or ``out`` exists.
@@ -164,12 +167,35 @@ def _relabelled(side: Cohort, label: str, schema: CohortSchema, spellings: dict[
         values = {value: spellings[name].name(str(value)) for value in table[name].dropna().unique()}
         known = {value: group or (value if value in NOT_GROUPS else gap) for value, group in values.items()}
         table[name] = table[name].map(known).fillna(gap)
+    table["prompt"] = _prompts(side, table)
     if schema.modality == MIXED:
         table["modality"] = table["modality"] if side.schema.modality == MIXED else side.schema.modality
     first = [*BASE_COLUMNS, *(["modality"] if schema.modality == MIXED else []), *schema.columns]
     last = [name for name in (*SYNTHETIC_COLUMNS, "sha256") if name in table]
     extras = [name for name in table if name not in (*first, *last)]
     return table[[*first, *extras, *last]]
+
+
+def _prompts(side: Cohort, table: pd.DataFrame) -> list[str]:
+    """The prompts of one side, written anew where a template wrote them of groups that have another name in ``table``."""
+    schema = side.schema
+    stated = (schema.made.get("settings") or {}).get("prompt_attributes")
+    states = (None, [] if stated == ["none"] else stated)
+    columns = ["prompt", *schema.columns]
+
+    def template(row: dict[str, str], state: list[str] | None) -> str:
+        attributes, conditions = ({name: row[name] for name in names} for names in (schema.attributes, schema.conditions))
+        return write_prompt(schema.modality, attributes, conditions, state)
+
+    def prompt(old: dict[str, str], new: dict[str, str]) -> str:
+        for state in states if old != new else ():
+            with contextlib.suppress(UserError):  # a number of which the template knows no meaning
+                if template(old, state) == old["prompt"]:
+                    return template(new, state)
+        return str(old["prompt"])
+
+    rows = (frame[columns].to_dict("records") for frame in (side.table, table))
+    return [prompt(old, new) for old, new in zip(*rows, strict=True)]
 
 
 def _copies(sides: tuple[Cohort, Cohort], tables: list[pd.DataFrame]) -> Iterator[tuple[Path, str]]:
