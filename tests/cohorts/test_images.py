@@ -12,6 +12,8 @@ from evenhand.cohorts.checking import check_cohort, notes_on
 from evenhand.cohorts.cohort import Cohort
 from evenhand.cohorts.sources import ImportSettings
 from evenhand.cohorts.sources.importing import import_cohort
+from evenhand.cohorts.sources.pixels import PixelRules
+from evenhand.cohorts.windows import Levels
 from evenhand.core.errors import UserError
 
 RAMP = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (64, 1))
@@ -252,6 +254,17 @@ def test_one_image_in_two_splits_is_a_leak(tmp_path, first, second) -> None:
     pair = "images/a.png (train) and images/b.png (test)"
     remedy = "the splits leak; keep one of each, or give both one subject (--subject-column)"
     assert note(cohort, "identical images") == f"identical images in two splits: 1, such as {pair}; {remedy}"
+
+
+def test_notes_name_no_option_that_the_source_lacks(tmp_path) -> None:
+    rules = PixelRules(ImportSettings(), None, Levels)
+    rules.count(rules.prepare(Image.new("L", (24, 24), 9)))  # as a source that decodes volumes hands it over
+    assert rules.notes() == ["images are dark: in 1 of 1 the 99.9% quantile lies below 64 of 255; look at them"]
+    files = {name: noise(1) for name in ("a.png", "b.png")}
+    cohort = imported(tmp_path, files)
+    cohort.table["split"] = ["train", "test"]
+    cohort.schema.made["importer"] = "roco"
+    assert note(cohort, "identical images").endswith("the splits leak; keep one of each, or give both one subject")
 
 
 def test_what_was_converted_is_counted(tmp_path) -> None:

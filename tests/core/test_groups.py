@@ -109,10 +109,10 @@ FORM = "write for example 'sex=male:0.5,female:0.5'"
         ("male:0.5", f"mix 'male:0.5': no attribute before '='; {FORM}"),
         ("=male:1", f"mix '=male:1': no attribute before '='; {FORM}"),
         ("sex=male:1;sex=male:1", f"mix 'sex=male:1;sex=male:1': 'sex' stands twice; {FORM}"),
-        ("sex=male", "mix 'sex=male': cannot read 'male'; each item is sex:share, such as 'sex:0.5'"),
+        ("sex=male", "mix 'sex=male': cannot read 'male'; each item is GROUP:SHARE, such as 'male:0.5'"),
         (
             "sex*tumour=male:1",
-            "mix 'sex*tumour=male:1': cannot read 'male:1'; each item is sex/tumour:share, such as 'sex/tumour:0.5'",
+            "mix 'sex*tumour=male:1': cannot read 'male:1'; each item is GROUP/GROUP:SHARE, with a group each of sex, tumour",
         ),
         ("sex=male:0.5,male:0.5", "mix 'sex=male:0.5,male:0.5': 'male' stands twice; name each group once"),
         ("sex=male:0.5,female:0.6", "mix 'sex=male:0.5,female:0.6': shares sum to 1.1, not 1; change them so that they do"),
@@ -121,15 +121,18 @@ FORM = "write for example 'sex=male:0.5,female:0.5'"
         ("sex=male:nan,female:1", "mix 'sex=male:nan,female:1': share 'nan' is not a number between 0 and 1"),
         (
             "race=Black, non-Hispanic:0.5,White:0.5",
-            "mix 'race=Black, non-Hispanic:0.5,White:0.5': cannot read 'Black'; each item is race:share, such as 'race:0.5'; "
-            'a name with , ; : or / stands in double quotes: race="Black/African American":0.2',
+            "mix 'race=Black, non-Hispanic:0.5,White:0.5': cannot read 'Black'; each item is GROUP:SHARE, such as 'male:0.5'; "
+            'a name with , ; : or / stands in double quotes: "Black/African American":0.2',
         ),
         (
             "sex*race=male/Black/African American:1",
-            "mix 'sex*race=male/Black/African American:1': cannot read 'male/Black/African American:1'; each item is sex/race:share, "
-            "such as 'sex/race:0.5'; a name with , ; : or / stands in double quotes: sex=\"Black/African American\":0.2",
+            "mix 'sex*race=male/Black/African American:1': cannot read 'male/Black/African American:1'; each item is GROUP/GROUP:SHARE, "
+            "with a group each of sex, race; a name with , ; : or / stands in double quotes: \"Black/African American\":0.2",
         ),
-        ('race="Black:0.5', "mix 'race=\"Black:0.5': cannot read '\"Black:0.5'; each item is race:share, such as 'race:0.5'"),
+        (
+            'race="Black:0.5',
+            "mix 'race=\"Black:0.5': no closing quote in \"Black:0.5; write for example race=\"Black/African American\":0.2,White:0.8",
+        ),
         ('race="":1', "mix 'race=\"\":1': a group without a name; write for example 'sex=male:0.5,female:0.5'"),
         (
             'race="a"b:1',

@@ -92,7 +92,8 @@ def _shared_images(cohort: Cohort) -> list[str]:
         return []
     rows = leaking[leaking["sha256"] == leaking["sha256"].iloc[0]].drop_duplicates("split")
     pair = " and ".join(f"{name} ({split})" for name, split in zip(rows["image"].iloc[:2], rows["split"].iloc[:2], strict=True))
-    remedy = "the splits leak; keep one of each, or give both one subject (--subject-column)"
+    option = " (--subject-column)" if cohort.schema.made.get("importer") == "table" else ""
+    remedy = f"the splits leak; keep one of each, or give both one subject{option}"
     return [f"identical images in two splits: {leaking['sha256'].nunique()}, such as {pair}; {remedy}"]
 
 

@@ -125,10 +125,13 @@ def _parse_factor(text: str) -> Factor:
         group, colon, share = cut_last(item, ":")
         parts = cut(group, "/") if len(names) > 1 else [group]
         if not colon or len(parts) != len(names) or not all(part.strip() for part in parts):
-            form = "/".join(quoted(name, column=True) for name in names)
+            if not colon:
+                _name(item, text)  # a quote that is not closed
+            form = "/".join(["GROUP"] * len(names))
+            such = f"with a group each of {', '.join(names)}" if len(names) > 1 else "such as 'male:0.5'"
             maybe_cut = len(parts) > len(names) or (not colon and len(items) > 1)
-            remedy = f"; a name with , ; : or / stands in double quotes: {names[0]}=\"Black/African American\":0.2" if maybe_cut else ""
-            raise UserError(f"mix {text!r}: cannot read {item.strip()!r}; each item is {form}:share, such as '{form}:0.5'{remedy}")
+            remedy = "; a name with , ; : or / stands in double quotes: \"Black/African American\":0.2" if maybe_cut else ""
+            raise UserError(f"mix {text!r}: cannot read {item.strip()!r}; each item is {form}:SHARE, {such}{remedy}")
         values = tuple(_name(part, text) for part in parts)
         if not all(values):
             raise UserError(f"mix {text!r}: a group without a name; write for example 'sex=male:0.5,female:0.5'")

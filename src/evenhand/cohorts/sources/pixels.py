@@ -62,6 +62,7 @@ class PixelRules:
         self.smallest: int | None = None
         self.largest = 0
         self.remarks: Counter[str] = Counter()
+        self.takes_window = True  # a source that decodes its images itself has a rule of its own
 
     def prepare(self, opened: Picture | Image.Image) -> Prepared:
         """The image as it will be written: square, 8 bits a channel.
@@ -69,6 +70,7 @@ class PixelRules:
         Raises:
             BadImage: truncated, damaged, or colour where the first image is gray.
         """
+        self.takes_window = isinstance(opened, Picture)
         raster = opened.decode() if isinstance(opened, Picture) else Raster(opened)
         self._check_window(raster)
         if self.size is None:
@@ -139,7 +141,7 @@ class PixelRules:
         if 2 * self.dark > self.images:
             notes.append(
                 f"images are dark: in {self.dark} of {self.images} the {DARK_SHARE:.1%} quantile lies below {DARK} of 255; "
-                "look at them, and give --window LOW,HIGH if their contrast is wrong"
+                f"look at them{', and give --window LOW,HIGH if their contrast is wrong' if self.takes_window else ''}"
             )
         return notes
 
