@@ -116,10 +116,12 @@ def test_an_absent_group_stays_with_a_share_of_nothing() -> None:
     [
         ("sex\nmale\n", "wants a column image and one or more of sex, race; it has sex"),
         ("image,sex\nimages/9.png,male\n", "row 2: image 'images/9.png' is not in nowhere"),
-        ("image,sex\nimages/0.png,male\nimages/0.png,male\n", "row 3: image 'images/0.png' stands twice; keep one row an image"),
+        ("image,sex\nimages/0.png,male\nimages/0.png,male\n", "row 3: image 'images/0.png' stands twice; keep one row per image"),
         ("image,sex\nimages/0.png,man\n", "row 2: sex has no group 'man'; .*male, female"),
         ("image,sex\nimages/0.png,male, sure\n", "row 2: 3 cells for 2 columns; quote cells that hold a comma"),
         ("image,sex,race\nimages/0.png,male\n", "row 2: 2 of 3 cells: no value in column 'race'; the row is cut short"),
+        ("image,Sex,race\nimages/0.png,male,x\n", "column 'Sex' is 'sex' in nowhere; rename it"),
+        ("image,sex,RACE \nimages/0.png,male,x\n", "column 'RACE' is 'race' in nowhere; rename it"),
         ("image,sex,sex\nimages/0.png,male,\n", "column 'sex' stands twice in the header"),
     ],
 )

@@ -16,7 +16,7 @@ from evenhand.cohorts.tables import TableReader
 from evenhand.cohorts.values import is_missing, meant
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.groups import UNSPECIFIED, known
-from evenhand.core.names import joint_label, quoted
+from evenhand.core.names import joint_label, quoted, same_name
 from evenhand.core.progress import warn
 
 FEW_SILENT = 0.05  # of the images; where no more are silent they are left out, and no judge is asked
@@ -128,10 +128,10 @@ def _joined(parts: Sequence[pd.Series]) -> pd.Series:
 
 
 def hand_labels(path: Path, synthetic: Cohort) -> dict[str, pd.Series]:
-    """Labels that a person gave some generated images: column -> a label an image of the cohort, missing where nobody looked.
+    """Labels that a person gave some generated images: column -> one label per image of the cohort, missing where nobody looked.
 
     Args:
-        path: a table with the column ``image``, as in the cohort's table, and one column an attribute; empty cells are not labelled.
+        path: a table with the column ``image``, as in the cohort's table, and one column per attribute; empty cells are not labelled.
 
     Raises:
         UserError: no such file, no such column, image or group, or an image twice; file, row and value are named.
@@ -144,6 +144,9 @@ def hand_labels(path: Path, synthetic: Cohort) -> dict[str, pd.Series]:
     if "image" not in header or not columns:
         wanted = ", ".join(synthetic.schema.attributes)
         raise UserError(f"--labels {path}: wants a column image and one or more of {wanted}; it has {', '.join(header)}")
+    for name in header:
+        if name not in columns and (near := [column for column in same_name(name, synthetic.schema.attributes) if column not in header]):
+            raise UserError(f"--labels {path}: column {name!r} is {near[0]!r} in {synthetic.root}; rename it")
     places = {str(image): place for place, image in enumerate(synthetic.table["image"])}
     found = {name: pd.Series([None] * len(synthetic), dtype=object) for name in columns}
     seen: set[str] = set()
@@ -152,7 +155,7 @@ def hand_labels(path: Path, synthetic: Cohort) -> dict[str, pd.Series]:
         if image not in places:
             raise UserError(f"--labels {path}: row {row}: image {image!r} is not in {synthetic.root}; {did_you_mean(image, places)}")
         if image in seen:
-            raise UserError(f"--labels {path}: row {row}: image {image!r} stands twice; keep one row an image")
+            raise UserError(f"--labels {path}: row {row}: image {image!r} stands twice; keep one row per image")
         seen.add(image)
         for name in columns:
             value, groups = record[name], synthetic.schema.attributes[name]
@@ -171,7 +174,7 @@ def per_image_table(
     scores: Mapping[str, Mapping[str, np.ndarray]],
     groups: Mapping[str, list[str]],
 ) -> pd.DataFrame:
-    """One row an image of either side: groups used, conditions stated, judges' probabilities.
+    """One row per image of either side: groups used, conditions stated, judges' probabilities.
 
     Args:
         sides: ``real`` and ``synthetic``.

@@ -1,6 +1,6 @@
 """The cohort: a folder of images with one table, whoever made them.
 
-``cohort.json`` is the schema, ``cohort.parquet`` has one row an image, ``images/`` holds the files. Real data sets are imported
+``cohort.json`` is the schema, ``cohort.parquet`` has one row per image, ``images/`` holds the files. Real data sets are imported
 into cohorts, phantoms are cohorts, and so is what a model generates.
 """
 
@@ -57,7 +57,7 @@ def is_cohort(path: Path | str) -> bool:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A schema, a table with one row an image, and the folder that holds the images."""
+    """A schema, a table with one row per image, and the folder that holds the images."""
 
     schema: CohortSchema
     table: pd.DataFrame

@@ -1,4 +1,4 @@
-"""Who is generated, how many, and with which prompt: a table with one row an image, made before anything is drawn."""
+"""Who is generated, how many, and with which prompt: a table with one row per image, made before anything is drawn."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Nuisance:
     seed: int
     purpose: str
     block: int
-    anatomy: np.ndarray  # (n, draws) standard normal, one row an image, equal for images of one subject
+    anatomy: np.ndarray  # (n, draws) standard normal, one row per image, equal for images of one subject
     spread: np.ndarray  # (n,) factor on every standard deviation
     _column: int = field(default=0, init=False)
     _rng: np.random.Generator = field(init=False)
@@ -189,7 +189,7 @@ class Modality:
             images: (n, S, S) or (n, S, S, 3), float in [0, 1], S at least 24; made for 32 and 64 px and multiples.
 
         Returns:
-            One row an image: ``oracle_columns`` and ``valid`` (is it such an anatomy at all).
+            One row per image: ``oracle_columns`` and ``valid`` (is it such an anatomy at all).
 
         Raises:
             ValueError: another shape.

@@ -1,4 +1,4 @@
-"""Any table with an image path a row: CSV, Parquet, JSON lines, or the hub's ``imagefolder`` layout."""
+"""Any table with one image path per row: CSV, Parquet, JSON lines, or the hub's ``imagefolder`` layout."""
 
 from __future__ import annotations
 
