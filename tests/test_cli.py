@@ -137,8 +137,8 @@ def test_faults_of_the_settings_are_named(
     common = ["train", "--config", config, "--model", "m", "--cohort", brain, "--out", tmp_path / "run"]
     for text, expected in (
         ("stepz: 9\n", f"{config}: unknown setting 'stepz'; did you mean 'steps'"),
-        ("steps: soon\n", f"{config}: Input should be a valid integer, unable to parse string as an integer (got 'soon')"),
-        ("steps: 0\n", f"{config}: Input should be greater than or equal to 1 (got 0)"),
+        ("steps: soon\n", f"{config}: steps: Input should be a valid integer, unable to parse string as an integer (got 'soon')"),
+        ("steps: 0\n", f"{config}: steps: Input should be greater than or equal to 1 (got 0)"),
         ("- a\n", f"{config}: a list or a single value; --config wants lines of the form 'key: value'"),
         ("a: [\n", f"{config}: not valid YAML ("),
     ):

@@ -42,7 +42,7 @@ def test_saved_settings_resolve_to_themselves(tmp_path) -> None:
         ("cohort: a\nstep: 3\n", {}, "{file}: unknown setting 'step'; did you mean 'steps'? There is: {fields}"),
         ("cohort: a\n", {"stepps": 3}, "--stepps: unknown setting 'stepps'; did you mean 'steps'? There is: {fields}"),
         ("steps: 3\n", {}, "setting 'cohort' is missing; give --cohort or put it into --config"),
-        ("cohort: a\nsteps: many\n", {}, "{file}: Input should be a valid integer, unable to parse string as an integer (got 'many')"),
+        ("cohort: a\nsteps: many\n", {}, "{file}: steps: Input should be a valid integer, unable to parse string as an integer (got 'many')"),
         ("cohort: a\n", {"steps": 0}, "--steps: Input should be greater than or equal to 1 (got 0)"),
         ("cohort: a\n", {"sampling": "even"}, "--sampling: Input should be 'natural' or 'balanced' (got 'even')"),
         ("- a\n- b\n", {}, "{file}: a list or a single value; --config wants lines of the form 'key: value'"),
@@ -97,7 +97,7 @@ def test_yaml_makes_no_objects(tmp_path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("word", ["no", "No", "NO", "false", "'no'"])
+@pytest.mark.parametrize("word", ["no", "No", "NO", "false", "'no'", "off", "OFF"])
 def test_precision_no_is_a_word(tmp_path, word) -> None:
     class Computing(Settings):
         """A choice by words, a switch, and a name."""

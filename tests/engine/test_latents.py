@@ -87,6 +87,17 @@ def test_images_and_prompts_enter_and_names_do_not(plain: Path, few: Cohort, cac
     assert caches() == 3
 
 
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_token_states_that_are_no_numbers_are_not_trained_on(plain: Path, few: Cohort, value: float) -> None:
+    pipeline = load_pipeline(plain)
+    with torch.no_grad():
+        for name, weights in pipeline.text_encoder.named_parameters():
+            if "final_layer_norm" in name:
+                weights.fill_(value)
+    with pytest.raises(UserError, match=r"text_encoder: token states are not finite \(NaN or infinity\) for the prompt '"):
+        _fill(pipeline, few)
+
+
 def test_latents_that_are_no_numbers_are_not_trained_on(plain: Path, few: Cohort, caches: Callable[[], int]) -> None:
     pipeline = load_pipeline(plain)
     with torch.no_grad():

@@ -457,6 +457,10 @@ def _settings_of_another(folder: Path) -> None:
     _configure(folder / "vae/config.json", _class_name="AsymmetricAutoencoderKL")
 
 
+def _scheduler_file_of(name: str) -> Callable[[Path], None]:
+    return lambda folder: _configure(folder / "scheduler/scheduler_config.json", _class_name=name)
+
+
 TWO_BLOCKS = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
 TINY = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), **TWO_BLOCKS)
 SETTINGS = ("config.json", "scheduler_config.json", "tokenizer.json")
@@ -485,6 +489,8 @@ EMBEDDED = {"class_embed_type": "projection", "projection_class_embeddings_input
         (_settings_of_another, "vae/config.json: of AsymmetricAutoencoderKL, but model_index.json says AutoencoderKL"),
         (_component("scheduler", FlowMatchEulerDiscreteScheduler()), "scheduler/scheduler_config.json: FlowMatchEulerDiscreteSch"),
         (_component("scheduler", EDMDPMSolverMultistepScheduler()), "scheduler/scheduler_config.json: EDMDPMSolverMultistepSch"),
+        (_scheduler_file_of("FlowMatchHeunDiscreteScheduler"), "scheduler/scheduler_config.json: of FlowMatchHeunDiscreteScheduler, which"),
+        (_scheduler_file_of("EDMEulerScheduler"), "scheduler/scheduler_config.json: of EDMEulerScheduler, which has no betas"),
         (_schedule(prediction_type="flow_prediction"), "scheduler/scheduler_config.json: prediction_type is 'flow_prediction'; it must be"),
         (_schedule(use_flow_sigmas=True), "scheduler/scheduler_config.json: PNDMScheduler has a flow's noise schedule"),
         (_schedule(beta_schedule="bent"), "scheduler: cannot load the model (PNDMScheduler: bent is not implemented"),
@@ -499,6 +505,12 @@ EMBEDDED = {"class_embed_type": "projection", "projection_class_embeddings_input
 def test_folders_of_another_shape_are_refused(folder: Path, shape: Callable[[Path], None], reason: str) -> None:
     shape(folder)
     assert _message(load_pipeline, folder).startswith(f"{folder}/{reason}")
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "SchedulerOfLater"])
+def test_a_scheduler_file_of_another_class_with_betas_is_read_as_diffusers_reads_it(folder: Path, name: str) -> None:
+    _scheduler_file_of(name)(folder)
+    assert type(load_pipeline(folder).scheduler).__name__ == "PNDMScheduler"
 
 
 @pytest.mark.parametrize("size", [[16, 24], [16, 16], "16", 0, None, True])

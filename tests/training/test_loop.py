@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(plain: Path, skin: Pat
     assert [line["skipped"] for line in lines] == [0, 0, 1, 1, 1, 1, 1, 1]
     assert lines[2]["loss"] is None and lines[2]["gradient_norm"] is None  # JSON has no NaN
     assert all(line["loss"] > 0 for line in lines if line["step"] != 3)
+
+
+@pytest.mark.parametrize(("bad", "told"), [([2], "1 of 3 steps had a .* and changed nothing"), ([0, 1, 2], "3 of 3 .* so the model is as it was")])
+def test_a_run_tells_of_steps_that_were_skipped(
+    plain: Path, skin: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], bad: list[int], told: str
+) -> None:
+    settings = settings_for(plain, skin, tmp_path / "run", steps=3)
+    train(settings.model_copy(update={"out": tmp_path / "first", "steps": 1}))
+    batches = Batches(len(Cohort.load(skin).split("train")), 4, settings.seed)
+    _poison(own_cache, [int(batches.at(step)[0]) for step in bad])
+    train(settings)
+    assert re.search(f"warning: {told}; lower --learning-rate", capsys.readouterr().err)
 
 
 def test_too_many_in_a_row_stop_the_run(plain: Path, skin: Path, tmp_path: Path, own_cache: Path) -> None:

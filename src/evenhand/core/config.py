@@ -24,7 +24,7 @@ class Settings(BaseModel):
             UserError: unknown key, wrong type or value out of range, named with file and remedy.
         """
         values = _read_yaml(config) if config else {}
-        origin = dict.fromkeys(values, str(config))
+        origin = {key: f"{config}: {key}" for key in values}
         for key, value in given.items():
             if value is not None:
                 values[key] = value
@@ -35,7 +35,8 @@ class Settings(BaseModel):
     def _checked(cls, values: dict[str, Any], origin: dict[str, str]) -> Self:
         for key in values:
             if key not in cls.model_fields:
-                raise UserError(f"{origin.get(key, 'settings')}: unknown setting {key!r}; {did_you_mean(key, cls.model_fields)}")
+                where = origin.get(key, "settings").removesuffix(f": {key}")
+                raise UserError(f"{where}: unknown setting {key!r}; {did_you_mean(key, cls.model_fields)}")
         try:
             return cls(**values)
         except ValidationError as error:
@@ -78,10 +79,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True
 
 
 def _word(value: Any) -> Any:
-    return "no" if value is False else value.lower() if isinstance(value, str) else value
+    if value is False or (isinstance(value, str) and value.lower() == "off"):
+        return "no"
+    return value.lower() if isinstance(value, str) else value
 
 
-WORD = BeforeValidator(_word)  # of a choice by words, "no" among them, which other YAML readers take for false
+WORD = BeforeValidator(_word)  # of a choice by words, "no" among them, which other YAML readers take for false, as they do "off"
 
 
 def _brief(error: Exception) -> str:

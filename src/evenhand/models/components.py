@@ -111,6 +111,8 @@ def load_component(folder: Path, kind: Any) -> Any:
         loaded = load_weights(kind, folder)
         loaded.require_whole(folder)
         return loaded.model.eval()
+    if issubclass(kind, SchedulerMixin) and not isinstance(read_json(folder / SCHEDULER_FILE), dict):
+        raise UserError(f"{folder / SCHEDULER_FILE}: not a table of settings; copy the file again")
     try:
         with quiet_libraries():
             return kind.from_pretrained(str(folder), local_files_only=True)

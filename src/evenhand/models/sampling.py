@@ -12,6 +12,7 @@ from evenhand.core.artifacts import read_json
 from evenhand.core.config import Settings
 from evenhand.core.errors import UserError
 from evenhand.core.progress import warn
+from evenhand.models.components import read_index
 from evenhand.models.pipelines import model_folder, model_provenance
 from evenhand.models.schedules import SCHEDULER_FILE, Spacing, spacing_of
 
@@ -100,7 +101,8 @@ def _recorded(model: str | Path) -> _Recorded:
 def _spacing_of_files(folder: Path) -> Spacing | None:
     """The spacing on which all scheduler files of a model agree; None where they do not, or there is none."""
     found: set[Spacing] = set()
-    for path in sorted(folder.glob(f"*/{SCHEDULER_FILE}")):
+    components = read_index(folder)  # what lies beside them, such as a scheduler that was put aside, says nothing
+    for path in sorted(path for path in folder.glob(f"*/{SCHEDULER_FILE}") if path.parent.name in components):
         config = read_json(path)
         found.add(spacing := spacing_of(config if isinstance(config, dict) else {}))
         if spacing == "leading" and isinstance(config, dict) and config.get("rescale_betas_zero_snr"):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from diffusers import DDPMScheduler, SchedulerMixin
 
+from evenhand.core.artifacts import is_file, read_json
 from evenhand.core.errors import UserError
 from evenhand.models.denoise import sampler
 from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
+from evenhand.models.schedules import SCHEDULER_FILE
 from evenhand.models.text import tokenized
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -140,11 +144,12 @@ def check_scheduler(folder: Path, scheduler: SchedulerMixin) -> None:
     Raises:
         UserError: with the file, the setting, and what it must be.
     """
-    where, config, name = folder / "scheduler_config.json", scheduler.config, type(scheduler).__name__
+    where, config, name = folder / SCHEDULER_FILE, scheduler.config, type(scheduler).__name__
     if "Flow" in name or config.get("use_flow_sigmas"):
         raise UserError(f"{where}: {name} has a flow's noise schedule; Stable Diffusion 1.x and 2.x have betas, as of DDIMScheduler")
     if not hasattr(scheduler, "alphas_cumprod") or "beta_schedule" not in config:
         raise UserError(f"{where}: {name} has no betas; Stable Diffusion 1.x and 2.x have them, as of DDIMScheduler")
+    _check_stated_class(where)
     predicted = config.get("prediction_type", "epsilon")
     if predicted not in PREDICTIONS:
         raise UserError(f"{where}: prediction_type is {predicted!r}; it must be {', '.join(PREDICTIONS[:-1])} or {PREDICTIONS[-1]}")
@@ -160,6 +165,15 @@ def check_scheduler(folder: Path, scheduler: SchedulerMixin) -> None:
         least, most = float(schedule.betas.min()), float(schedule.betas.max())
         raise UserError(f"{where}: betas are {least:g} to {most:g}; they must lie between 0 and 1")
     check_terminal_snr(where, schedule)
+
+
+def _check_stated_class(where: Path) -> None:
+    """Raise where the file is of a scheduler without betas: diffusers reads it as the class that the index gives, with default betas."""
+    config = read_json(where) if is_file(where) else {}
+    stated = config.get("_class_name") if isinstance(config, dict) else None
+    kind = getattr(diffusers, stated, None) if isinstance(stated, str) else None
+    if isinstance(kind, type) and issubclass(kind, SchedulerMixin) and "beta_schedule" not in inspect.signature(kind.__init__).parameters:
+        raise UserError(f"{where}: of {stated}, which has no betas; copy the scheduler that belongs to the model, such as DDIMScheduler")
 
 
 def check_terminal_snr(where: Path | str, schedule: DDPMScheduler) -> None:

@@ -89,6 +89,9 @@ def _run(
                     settings.out, None, state.step, state.skipped, log.last_loss, 0.0, interrupted=True, lost_steps=state.lost
                 )
     rate = (state.computed - first) * settings.batch_size / max(time.perf_counter() - started, 1e-9)
+    if state.skipped and accelerator.is_main_process:
+        told = "so the model is as it was" if state.skipped == state.step else "and changed nothing"
+        warn(f"{state.skipped} of {state.step} steps had a loss or gradient that is not finite, {told}; lower --learning-rate")
     model = publish(settings, state, data, accelerator)
     return TrainResult(settings.out, model, state.step, state.skipped, log.last_loss, rate, lost_steps=state.lost)
 
