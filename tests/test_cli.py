@@ -125,7 +125,7 @@ def test_an_option_comes_before_yaml_and_yaml_before_the_default(
     assert code == 0, error
     assert out == f"{tmp_path / 'run' / 'model'}\n"
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (resolved["steps"], resolved["batch_size"], resolved["learning_rate"]) == (1, 4, 1e-4)
+    assert (resolved["steps"], resolved["batch_size"], resolved["learning_rate"]) == (1, 4, 1e-3)
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
     assert set(json.loads((tmp_path / "run" / "log.jsonl").read_text())["loss_by_group"]) == {"sex"}
 

@@ -95,6 +95,14 @@ def test_saving_alone_keeps_the_grid(plain: Path, tmp_path: Path) -> None:
     assert times(tmp_path / "saved") == times(fresh)
 
 
+@pytest.mark.parametrize("beside", ["scheduler_old", "samplers"])
+def test_a_scheduler_that_lies_beside_the_model_does_not_count(beside: str, plain: Path, tmp_path: Path) -> None:
+    model = with_scheduler(plain, tmp_path / "model", {**SD_1_5, "timestep_spacing": "leading"})
+    shutil.copytree(model / "scheduler", model / beside)
+    write_json(model / beside / "scheduler_config.json", {**SD_1_5, "timestep_spacing": "trailing"})
+    assert Sampling.resolve(model).timestep_spacing == "leading"
+
+
 def test_a_prediction_that_the_file_does_not_state_is_trained_and_saved(plain: Path, skin: Path, tmp_path: Path) -> None:
     fresh = with_scheduler(plain, tmp_path / "fresh", SD_1_5)
     run = untouched(fresh, skin, tmp_path / "run", prediction="v_prediction")

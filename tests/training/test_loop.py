@@ -57,7 +57,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(plain: Path, skin: Pat
     assert all(line["loss"] > 0 for line in lines if line["step"] != 3)
 
 
-@pytest.mark.parametrize(("bad", "told"), [([2], "1 of 3 steps had a .* and changed nothing"), ([0, 1, 2], "3 of 3 .* so the model is as it was")])
+@pytest.mark.parametrize(
+    ("bad", "told"), [([2], "1 of 3 steps had a .* and changed nothing"), ([0, 1, 2], "3 of 3 .* so the model is as it was")]
+)
 def test_a_run_tells_of_steps_that_were_skipped(
     plain: Path, skin: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], bad: list[int], told: str
 ) -> None:

@@ -172,7 +172,7 @@ def _check_stated_class(where: Path) -> None:
     config = read_json(where) if is_file(where) else {}
     stated = config.get("_class_name") if isinstance(config, dict) else None
     kind = getattr(diffusers, stated, None) if isinstance(stated, str) else None
-    if isinstance(kind, type) and issubclass(kind, SchedulerMixin) and "beta_schedule" not in inspect.signature(kind.__init__).parameters:
+    if isinstance(kind, type) and issubclass(kind, SchedulerMixin) and "beta_schedule" not in inspect.signature(kind).parameters:
         raise UserError(f"{where}: of {stated}, which has no betas; copy the scheduler that belongs to the model, such as DDIMScheduler")
 
 
