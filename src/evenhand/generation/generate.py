@@ -1,4 +1,4 @@
-"""A plan becomes a synthetic cohort: batched, a seed an image, resumable by sample id, spread over processes."""
+"""A plan becomes a synthetic cohort: batched, one seed per image, resumable by sample id, spread over processes."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def _fit(model: torch.nn.Module, preprocessing: Preprocessing, train: Cohort, gr
 
 
 def augmented(images: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
-    """Small shift, contrast, brightness, noise and blur, one draw an image: what a generator's images differ by."""
+    """Small shift, contrast, brightness, noise and blur, one draw per image: what a generator's images differ by."""
     n, side = len(images), images.shape[-1]
     uniform = torch.rand((n, 5), generator=draws)
     reach = max(1, side // 16)

@@ -47,7 +47,7 @@ def with_rate(settings: TrainSettings) -> TrainSettings:
 
 @dataclass(frozen=True)
 class Population:
-    """The training split by group; ``joint`` has one label an image, None where no attribute counts."""
+    """The training split by group; ``joint`` has one label per image, None where no attribute counts."""
 
     groups: dict[str, list[str]]
     joint: np.ndarray | None
