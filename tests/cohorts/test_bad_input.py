@@ -355,6 +355,13 @@ def test_two_stray_quotes_swallow_no_rows(tmp_path, delimiter, end) -> None:
     assert dict(zip(cohort.table["image_id"], cohort.table["sex"], strict=True)).items() >= {("0.png", "m"), ("4.png", "m"), ("5.png", "f")}
 
 
+def test_two_stray_quotes_in_the_first_column_swallow_no_rows(tmp_path) -> None:
+    raw = write_table(tmp_path / "raw", [{"image": f"{i}.png"} for i in range(4)])
+    rows = ['"halo;m;./0.png', "fine;f;1.png", "fine;m;./2.png", 'halo";f;./3.png', "fine;m;./0.png"]
+    (raw / "labels.csv").write_text("note;sex;image\n" + "\n".join(rows) + "\n")
+    assert "row 2" in message("table", raw, tmp_path / "out", SEX)
+
+
 @pytest.mark.parametrize("spoilt", ['"halo', '"a "so called" node"'])
 def test_one_bad_quote_in_a_quoted_tab_separated_file(tmp_path, spoilt) -> None:
     raw = write_table(tmp_path / "raw", [{"image": f"{i}.png"} for i in range(3)])

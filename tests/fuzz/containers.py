@@ -185,10 +185,11 @@ def as_xlsx(header: Cells, rows: list[list[Any]], draw: random.Random, *, formul
     sheet.append(header)
     for number, row in enumerate(rows):
         sheet.append(row)
-        if formula and formula[0] == number:
-            sheet.cell(row=sheet.max_row, column=formula[1] + 1).value = "=A1&B1"
+        placed = (sheet.max_row, formula[1] + 1) if formula and formula[0] == number else None
+        if placed:
+            sheet.cell(*placed).value = "=A1&B1"
         for cell in sheet[sheet.max_row]:
-            if formula is None and isinstance(cell.value, str):
+            if isinstance(cell.value, str) and (cell.row, cell.column) != placed:
                 cell.data_type = "s"  # a text that begins with '=' is a text
     if draw.random() < 0.2:
         book.create_sheet("notes").append(["made", datetime.date(2020, 1, 1)])

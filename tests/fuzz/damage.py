@@ -126,7 +126,10 @@ def _short_row(case: Case) -> None:
     row = case.draw.choice(case.rows)
     case.dialect.trailing = 0
     cells = _line(case, row)
-    _raw(case, row, cells[: case.draw.randrange(1, len(cells))])
+    kept = cells[: case.draw.randrange(1, len(cells))]
+    if not any(cell.strip(' "') for cell in kept):  # else it is a row without any value, which is passed over
+        kept[0] = "short"
+    _raw(case, row, kept)
     row.refuse()
 
 

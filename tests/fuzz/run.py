@@ -81,7 +81,7 @@ def _chunk(chunk: Sequence[tuple[str, int]], *, command: bool, keep: Path | None
             _work(chunk, Path(scratch), os.fdopen(theirs, "w"), command=command, keep=keep)
         os.close(theirs)
         try:
-            yield from _results(chunk, worker, os.fdopen(ours), 4 * WAIT if command else WAIT)
+            yield from _results(chunk, worker, os.fdopen(ours), 8 * WAIT if command else WAIT)
         finally:
             if _ended(worker) is None:
                 os.kill(worker, signal.SIGKILL)

@@ -51,6 +51,7 @@ def _broken_line(case: Case) -> None:
         return
     _set_line(case, case.draw.choice(ways), row.number)
     row.refuse()
+    row.fate = row.fate if row.number else EITHER  # a first line in brackets is an array
     case.fail(needs=r"row \d+|line \d+" if row.number else "")  # without its first line it may be taken for no JSON at all
 
 

@@ -17,6 +17,8 @@ from typing import Any
 from evenhand.core.errors import UserError
 
 CPU_LIMIT = 10  # seconds of computing that a case may take
+START = 15  # and what importing torch takes on a slow machine
+WAIT = 400  # seconds in all, on a machine that does other things as well
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ def by_command(command: str, arguments: list[str], options: dict[str, Any]) -> O
     line = [program, *words, *(_option(name, value) for name, value in options.items())]
     before = _computed()
     try:
-        done = subprocess.run(line, capture_output=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(line, capture_output=True, timeout=WAIT, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return Outcome(3, crash="hang: more than 120 s")
-    if _computed() - before > CPU_LIMIT + 10:  # 10: what importing torch takes on a slow machine
+        return Outcome(3, crash=f"hang: more than {WAIT} s")
+    if _computed() - before > CPU_LIMIT + START:
         return Outcome(3, crash=f"hang: {_computed() - before:.0f} s of computing")
     errors = done.stderr.decode("utf-8", errors="replace")
     if "Traceback" in errors or done.returncode < 0:

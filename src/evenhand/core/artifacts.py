@@ -5,6 +5,7 @@ Every write goes to a temporary name, is flushed to the disk and renamed: a read
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -272,8 +273,9 @@ def is_disk_full(error: BaseException) -> bool:
     return any(words in str(error) for words in ("No space left on device", "database or disk is full"))  # safetensors; SQLite
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose behaviour enters a result."""
+    """Versions of Python and of the packages whose behaviour enters a result; they are read once."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

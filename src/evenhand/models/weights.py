@@ -25,6 +25,7 @@ CONFIG_FILE = "config.json"
 _PRECISIONS = ("fp32", "fp16", "bf16")  # variants of one network; others, such as "ema", are other networks
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _NAMED = 3  # tensors that a message names
+_LONGEST = 320  # characters of all that it says of them
 _POINTER = b"version https://git-lfs"
 # Notes on how a file came to be: they change with every save, and nothing that is computed.
 _NOTES = ("transformers_version", "architectures", "dtype", "torch_dtype")
@@ -158,7 +159,7 @@ class Loaded:
             *_listed("has another shape than config.json says", self.misshapen, lambda name: f"{name} is {self.misshapen[name]}"),
         ]
         if faults:
-            raise UserError(f"{folder}: {'; '.join(faults)}; the weights are not whole, or not of this config.json: copy the folder again")
+            raise UserError(f"{folder}: {shortened('; '.join(faults), _LONGEST)}; the weights are not whole, or not of this config.json: copy the folder again")
         require_finite_weights(self.model, folder)
 
 
