@@ -159,7 +159,8 @@ class Loaded:
             *_listed("has another shape than config.json says", self.misshapen, lambda name: f"{name} is {self.misshapen[name]}"),
         ]
         if faults:
-            raise UserError(f"{folder}: {shortened('; '.join(faults), _LONGEST)}; the weights are not whole, or not of this config.json: copy the folder again")
+            told = shortened("; ".join(faults), _LONGEST)
+            raise UserError(f"{folder}: {told}; the weights are not whole, or not of this config.json: copy the folder again")
         require_finite_weights(self.model, folder)
 
 
