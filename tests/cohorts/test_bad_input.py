@@ -44,7 +44,8 @@ def test_missing_column(tmp_path) -> None:
         f"{raw / 'labels.csv'}: no column 'sxe'; did you mean 'sex'? There is: image, sex"
     )
     (raw / "labels.csv").write_text("scan,sex\n")
-    assert message("table", raw, tmp_path / "out", SEX) == f"{raw / 'labels.csv'}: no column 'image'; There is: scan, sex"
+    remedy = "name the column of images with --image-column"
+    assert message("table", raw, tmp_path / "out", SEX) == f"{raw / 'labels.csv'}: no column 'image'; There is: scan, sex; {remedy}"
     ham = write_ham(tmp_path / "ham")
     table = ham / "HAM10000_metadata.csv"
     table.write_text(table.read_text().replace("lesion_id", "lesion"))

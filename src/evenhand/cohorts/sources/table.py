@@ -218,7 +218,13 @@ def _image_column(table: Path, names: list[str]) -> str:
     named = next((name for name in there if name in stored or not stored), None)
     if named is None and len(stored) > 1:
         raise UserError(f"{table}: columns {' and '.join(map(repr, stored))} hold images; name one with --image-column")
-    return named or next(iter(stored), IMAGE_COLUMNS[0])
+    if named or stored:
+        return named or stored[0]
+    try:
+        require_columns(table, names, IMAGE_COLUMNS[:1])
+    except UserError as fault:
+        raise UserError(f"{fault}; name the column of images with --image-column") from None
+    return IMAGE_COLUMNS[0]
 
 
 def _with_names(row: Row, labels: dict[str, list[str]]) -> Row | BadRow:
