@@ -358,7 +358,7 @@ def test_nearest_ratio_of_sets_of_one_size() -> None:
     near, far = (NearestNeighbors(n_neighbors=1).fit(part).kneighbors(made)[0].mean() for part in (train, heldout))
     assert frame.overall.value == pytest.approx(near / far) and frame.overall.low < near / far < frame.overall.high
     order = rng.permutation(50)
-    again = nearest_ratio(train[::-1], heldout, made[order], ["a"] * 50, subjects=None)
+    again = nearest_ratio(train[::-1], heldout, made[order], ["a"] * 50, ids=order)
     assert (again.overall.value, again.overall.low) == pytest.approx((frame.overall.value, frame.overall.low), abs=1e-10)
 
 
