@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from evenhand.alignment import softening
 from evenhand.alignment.exemplars import OWN_FILE
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.tune import align
@@ -30,6 +31,7 @@ def _align(settings: dict[str, Any]) -> None:
         assert sizes.min() == sizes.max(), sizes
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(softening, "IMAGES", 20)
         patch.setattr(Validation, "standing", lambda self, unet, sheet: (same(unet, self), standing(self, unet, sheet))[1])
         patch.setattr(Validation, "certified", lambda self, unet, n: (same(unet, self), certified(self, unet, n))[1])
         align(AlignSettings(**settings))

@@ -63,7 +63,7 @@ def settings(tiny: Path, guides: list[Path], silent: Path, tmp_path: Path) -> An
             "model": str(tiny), "guide": guides, "target": TARGET, "prompts": str(silent), "out": tmp_path / out, "solver_steps": 3,
             "guidance_scale": 1.0,  # half the evaluations
             "form": "kl", "batch_size": 4, "iterations": 6, "validate_every": 2, "validation_images": 20, "certified_images": 20,
-            "checkpoint_every": 1, "learning_rate": 1e-3, "tolerance": 1e-6,
+            "checkpoint_every": 2, "learning_rate": 1e-3, "tolerance": 1e-6,
         }  # fmt: skip
         return AlignSettings(**{**base, **changes})
 
@@ -342,9 +342,18 @@ def test_an_aligned_model_is_drawn_as_it_was_aligned(settings: Any, brain: Path,
 DISTILL = {"form": "distill", "own_images": 60, "consistency": 0, "batch_size": 8}
 
 
+REACHED: dict[tuple[Path, ...], str] = {}  # by guides
+
+
 def within_reach(settings: Any) -> str:
     """A mix that some weights make of the untrained model's own images, and that is not what they show unweighted."""
     probe = settings("probe", **DISTILL, target="sex=male:1,female:0")
+    if (key := tuple(probe.guide)) not in REACHED:
+        REACHED[key] = _within_reach(probe)
+    return REACHED[key]
+
+
+def _within_reach(probe: AlignSettings) -> str:
     with pytest.raises(UserError, match=r"however its own 60 images are weighed, (fe)?male is 0\.\d\d of them by the guides, not [01]\.00"):
         align(probe)
     male = float(np.quantile(load_file(probe.out / OWN_FILE)["shown"][:, 0], 0.8))

@@ -40,7 +40,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
 def test_a_mix_is_recovered_though_the_classifier_errs(share: float) -> None:
-    errors, covered, refused, repeats = [], 0, 0, 20
+    errors, covered, refused, repeats = [], 0, 0, 10
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
         (labels, calibration), (_, logits) = two_groups(rng, 2000, 0.5, 0.78), two_groups(rng, 500, share, 0.78)
@@ -49,7 +49,7 @@ def test_a_mix_is_recovered_though_the_classifier_errs(share: float) -> None:
         covered += found.low[1] <= share <= found.high[1]
         refused += not found.identifiable
     assert abs(np.mean(errors)) <= 0.03 and np.sqrt(np.mean(np.square(errors))) <= 0.06
-    assert covered >= 17 and refused <= 3
+    assert covered >= 8 and refused <= 2
 
 
 def test_counting_is_biased_and_every_correction_is_not() -> None:
