@@ -411,7 +411,7 @@ def audit(
     target: Annotated[str | None, typer.Option(help="Mix to hold presence against. [default: the real cohort's]")] = None,
     labels: Annotated[Path | None, typer.Option(help="Table of generated images read by hand: image, and a column an attribute.")] = None,
     primary: Annotated[list[str] | None, typer.Option(help="Question declared beforehand, such as quality:race.")] = None,
-    fail_on: Annotated[list[str] | None, typer.Option(help="Rule such as 'presence:sex>0.05'; exit 3 where it holds.")] = None,
+    fail_on: Annotated[list[str] | None, typer.Option(help="Rule such as 'presence:sex<=0.05'; exit 3 where it is broken.")] = None,
     utility: Annotated[
         bool | None, typer.Option("--utility", help="Train classifiers on generated and on real images, test both on held-out real ones.")
     ] = None,

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from evenhand.audit.comparison import compare
-from evenhand.audit.result import AuditResult, Cell, CohortFacts, GroupRow, JudgeFacts, SemanticTable
+from evenhand.audit.result import AuditResult, Cell, CohortFacts, JudgeFacts, SemanticRow, SemanticTable
 
 
 def audit(values: dict[str, float], judge: str = "j", real: str = "r") -> AuditResult:
@@ -13,7 +13,10 @@ def audit(values: dict[str, float], judge: str = "j", real: str = "r") -> AuditR
         path="p", name="n", modality="m", n=2, subjects=2, sha256=real, synthetic=True, source="", licence="", model_sha256=None,
         image_size=8, made_at=None,
     )  # fmt: skip
-    rows = [GroupRow(group=name, n=50, value=v, low=v - 0.01, high=v + 0.01, n_real=50, n_synthetic=50) for name, v in values.items()]
+    rows = [
+        SemanticRow(group=name, n=50, value=v, low=v - 0.01, high=v + 0.01, n_real=50, n_synthetic=50, difference=Cell(n=50))
+        for name, v in values.items()
+    ]
     table = SemanticTable(
         question="semantics:tumour=yes:sex", condition="tumour", value="yes", by=["sex"], basis="requested",
         overall=Cell(n=100, value=0.8, low=0.7, high=0.9), overall_reference=None, rows=rows, gap=None, worst=None,

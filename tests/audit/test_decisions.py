@@ -350,10 +350,13 @@ def test_rules_are_read_and_held_against_gaps() -> None:
     rule = parse_rule("presence:sex>0.05")
     assert (rule.question, rule.operator, rule.threshold) == (Question("presence", ("sex",)), ">", 0.05)
     assert str(rule) == "presence:sex>0.05" and str(parse_rule(" quality:race <= 1e-3 ")) == "quality:race<=0.001"
-    assert rule.holds(0.06) is True and rule.holds(0.05) is False
-    assert rule.holds(None) is None and rule.holds(np.nan) is None  # undefined: neither passed nor failed
-    held = {sign: [parse_rule(f"presence:sex{sign}0.5").holds(gap) for gap in (0.4, 0.5, 0.6)] for sign in (">", ">=", "<", "<=")}
-    assert held == {">": [False, False, True], ">=": [False, True, True], "<": [True, False, False], "<=": [True, True, False]}
+    assert rule.fails(0.3, 0.06, 0.5) is True and rule.fails(0.3, 0.05, 0.5) is False
+    assert rule.fails(0.3, None, 0.5) is None and rule.fails(0.3, np.nan, 0.5) is None  # undefined: neither passed nor failed
+    point = parse_rule("presence:sex>0.05!point")
+    assert str(point) == "presence:sex>0.05!point" and point.fails(0.3, 0.0, None) is True and point.fails(None, 0.1, 0.5) is None
+    broken = {sign: [parse_rule(f"presence:sex{sign}0.5").fails(9, gap, gap) for gap in (0.4, 0.5, 0.6)] for sign in (">", ">=", "<", "<=")}
+    assert broken == {">": [False, False, True], ">=": [False, True, True], "<": [False, True, True], "<=": [False, False, True]}
+    assert parse_rule('semantics:"a!point"=x:sex<=0.1').question.condition == "a!point"
     assert parse_rule("semantics:size=<2cm:sex>0.1").question.value == "<2cm"
 
 
@@ -365,6 +368,7 @@ def test_rules_are_read_and_held_against_gaps() -> None:
         (">0.05", "no >, >=, <, <="),
         ("presence:sex>", "'' is not a number"),
         ("presence:sex>5%", "'5%' is not a number"),
+        ("presence:sex>0.05!points", "'0.05!points' is not a number"),
         ("presence:sex>nan", "'nan' is not a number"),
         ("presence:sexx>0.05", "did you mean 'sex'"),
         ("fairness:sex>0.05", "unknown kind 'fairness'"),

@@ -180,15 +180,15 @@ def test_several_cohorts_share_the_judges_and_a_broken_rule_exits_with_3(
     (world / "small.yaml").write_text("".join(f"{key}: {value}\n" for key, value in SMALL.items()))
     judges = [part for judge in audited[0].judges for part in ("--judge", judge.path)]
     twice = [part for _ in range(2) for part in ("--synthetic", str(world / "generated"))]
-    rules = ["--fail-on", "presence:age_group>0.9", "--fail-on", "presence:sex>-1", "--primary", "quality:sex"]
+    rules = ["--fail-on", "presence:age_group>0.9", "--fail-on", "presence:sex<=-1", "--primary", "quality:sex"]
     command = ["audit", "--real", str(world / "real"), *twice, "--out", str(world / "two.json"), "--config", str(world / "small.yaml")]
     found = CliRunner().invoke(app, [*command, *judges, *rules])
     assert found.exit_code == 3, found.output
-    assert found.output.count("failed: presence:sex>-1.0: the gap is") == 2 and "age_group" not in found.output
+    assert found.output.count("failed: presence:sex<=-1.0: the gap is") == 2 and "age_group" not in found.output
     first, second = AuditResult.load(world / "two.json"), AuditResult.load(world / "two-2.json")
     assert [part.model_dump() for part in first.quality] == [part.model_dump() for part in second.quality]
     assert [decision.question for decision in first.decisions if decision.primary] == ["quality:sex"]
-    assert {rule.rule: rule.failed for rule in first.rules} == {"presence:age_group>0.9": False, "presence:sex>-1.0": True}
+    assert {rule.rule: rule.failed for rule in first.rules} == {"presence:age_group>0.9": False, "presence:sex<=-1.0": True}
 
 
 def test_utility_is_measured_where_it_is_asked_for(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,5 +310,5 @@ def test_wrong_inputs_are_one_line_errors(world: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         AuditResult.load(world / "absent.json")
     write_json(world / "other.json", {"format": 99})
-    with pytest.raises(UserError, match="not an audit of format 3"):
+    with pytest.raises(UserError, match="not an audit of format 4"):
         AuditResult.load(world / "other.json")

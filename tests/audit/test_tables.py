@@ -134,7 +134,15 @@ def test_semantics_takes_labels_from_the_table() -> None:
     female = table.rows[1]
     assert female.value == 1 and female.reference is not None and female.reference.reason == "no labelled images"
     assert values_with_auc(["none", "tumour"]) == ["tumour"] and values_with_auc(["a", "b", "c"]) == ["a", "b", "c"]
-    assert "by sex the same for all groups" in headline_findings([table])[0].text
+    assert female.difference.value is None and female.difference.reason == "real images: no labelled images"
+    assert table.gap is None and table.p_value is None and "by sex" not in headline_findings([table])[0].text
+    both = reading(*[["male"] * 12 + ["female"] * 12] * 2, ["male", "female"])
+    told = semantic_table(both, "eye", "glaucoma", scored, scored, HOW)
+    assert (told.gap, told.p_value) == (0, 1) and "the same difference to real images in all groups" in headline_findings([told])[0].text
+    blurred = Scored(np.where(np.arange(24) < 12, scores, 0.5), labels, np.arange(24))
+    worse = semantic_table(both, "eye", "glaucoma", scored, blurred, HOW)
+    said = "lowest against real images for female (0.50 [0.50, 0.50], real 1.00"
+    assert worse.worst == "female" and said in headline_findings([worse])[0].text
 
 
 def test_figures_in_words() -> None:

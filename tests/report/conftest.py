@@ -17,6 +17,7 @@ from evenhand.audit.result import (
     PresenceRow,
     PresenceTable,
     QualityTable,
+    SemanticRow,
     SemanticTable,
 )
 from evenhand.cohorts.cohort import Cohort, CohortSchema, to_image
@@ -68,7 +69,15 @@ def result_of(root: Path) -> AuditResult:
     semantic = SemanticTable(
         question="semantics:tumour=yes:sex", condition="tumour", value="yes", by=["sex"], basis="judge", overall=cell,
         overall_reference=None,
-        rows=[group("male", 0.9, floor), group(NAMES[3], 0.895), group(EVIL, None)], gap=0.005, worst=NAMES[3],
+        rows=[
+            SemanticRow(**group(name, value, reference).model_dump(), difference=difference)
+            for name, value, reference, difference in (
+                ("male", 0.9, floor, Cell(n=30, value=-0.02, low=-0.04, high=0.0)),
+                (NAMES[3], 0.895, None, Cell(n=30, reason="no real images")),
+                (EVIL, None, None, Cell(n=0, reason="no generated images")),
+            )
+        ],
+        gap=0.005, worst=NAMES[3],
     )  # fmt: skip
     return AuditResult(
         real=facts(root / "real", 10), synthetic=facts(root / "generated", 12), real_rows="all",

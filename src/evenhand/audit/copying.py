@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from evenhand.audit.frame import SubgroupFrame
-from evenhand.audit.intervals import FeatureError
+from evenhand.audit.intervals import FeatureError, equal_shares_p
 from evenhand.audit.matching import LARGEST_SIDE, as_pictures
 from evenhand.audit.memorization import CopyScores, authenticity, authenticity_by_group, copy_rate_by_group, nearest_ratio, score_copies
 from evenhand.audit.readings import Reading, image_ids
 from evenhand.audit.result import Cell, CopyPair, CopyTable, Memorization, number
-from evenhand.audit.tables import Resampling, group_rows
+from evenhand.audit.tables import Resampling, gap_of, group_rows
 from evenhand.cohorts.cohort import Cohort
 
 TRAIN_AT_MOST = 20_000
@@ -90,5 +90,6 @@ def _table(reading: Reading, frame: SubgroupFrame, metric: Any, fault: str = "")
     return CopyTable(
         question=f"memorization:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric,
         direction="lower" if metric == "copy rate" else "higher", overall=Cell.of(frame.overall, fault),
-        rows=group_rows(frame, {}, reading), gap=number(frame.gap), worst=None if frame.worst is None else str(frame.worst),
+        rows=group_rows(frame, {}, reading), **gap_of(frame), p_value=number(equal_shares_p(frame)),
+        worst=None if frame.worst is None else str(frame.worst),
     )  # fmt: skip

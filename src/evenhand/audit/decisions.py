@@ -23,6 +23,7 @@ from evenhand.core.names import condition_is, cut, cut_last, quoted, unquoted
 from evenhand.core.randomness import generator
 
 KINDS = ("presence", "quality", "semantics", "memorization", "utility")
+POINT = "!point"  # behind a rule that goes by the estimate, whatever its interval
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 WEIGHTED = {"auc": ["score", "label"], "auc_gap": ["score", "label", "group"]}
 _TAIL = 5  # so many replicates beyond 0 are counted; with fewer the tail is continued
@@ -366,28 +367,43 @@ def _unquoted(name: str, question: str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """A bound on a question's gap; an audit that it holds of fails."""
+    """A bound on a question's gap.
+
+    ``>`` and ``>=`` say when an audit fails: where the gap is shown to be so large. ``<=`` and ``<`` say when it passes: where the gap
+    is shown to be so small, so that an audit of few images cannot pass. With ``point`` both go by the estimate alone.
+    """
 
     question: Question
     operator: Literal[">", ">=", "<", "<="]
     threshold: float
+    point: bool = False
 
     def __str__(self) -> str:
         """The text that ``parse_rule`` reads."""
-        return f"{self.question}{self.operator}{self.threshold}"
+        return f"{self.question}{self.operator}{self.threshold}{POINT if self.point else ''}"
 
-    def holds(self, gap: float | None) -> bool | None:
-        """Whether the gap is on the failing side; None where it is undefined and the rule cannot be checked."""
-        return None if gap is None or not math.isfinite(gap) else OPERATORS[self.operator](gap, self.threshold)
+    @property
+    def passes_if_small(self) -> bool:
+        """Whether the rule demands evidence of a small gap."""
+        return self.operator in ("<", "<=")
+
+    def fails(self, gap: float | None, low: float | None, high: float | None) -> bool | None:
+        """Whether a gap with these 95 % bounds breaks the rule; None where what it goes by is undefined."""
+        found = gap if self.point else high if self.passes_if_small else low
+        if found is None or not math.isfinite(found):
+            return None
+        return OPERATORS[self.operator](found, self.threshold) != self.passes_if_small
 
 
 def parse_rule(text: str, *, attributes: Collection[str] | None = None, conditions: Schema | None = None) -> Rule:
-    """Read ``presence:sex>0.05``: a question, an operator and a finite number.
+    """Read ``presence:sex>0.05``, ``presence:sex<=0.05`` or ``presence:sex>0.05!point``: a question, an operator and a finite number.
 
     Raises:
         UserError: malformed; the message says what is possible.
     """
-    found = re.fullmatch(r"(.+?)(>=|<=|>|<)([^<>]*)", text.strip(), re.DOTALL)
+    body, mark, rest = text.strip().rpartition(POINT)
+    point = bool(mark) and not rest
+    found = re.fullmatch(r"(.+?)(>=|<=|>|<)([^<>]*)", body if point else text.strip(), re.DOTALL)
     if found is None:
         raise UserError(f"rule {text!r}: no {', '.join(OPERATORS)}; write for example 'presence:sex>0.05', in quotes (a shell reads >)")
     question, operator, bound = found.groups()
@@ -397,4 +413,4 @@ def parse_rule(text: str, *, attributes: Collection[str] | None = None, conditio
         threshold = math.nan
     if not math.isfinite(threshold):
         raise UserError(f"rule {text!r}: {bound.strip()!r} is not a number; write for example 'presence:sex>0.05'")
-    return Rule(parse_question(question, attributes=attributes, conditions=conditions), operator, threshold)  # type: ignore[arg-type]
+    return Rule(parse_question(question, attributes=attributes, conditions=conditions), operator, threshold, point)  # type: ignore[arg-type]

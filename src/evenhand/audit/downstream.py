@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from evenhand.audit.auc_gaps import utility_gap_p
 from evenhand.audit.judges import Recipe, trained_classifier
 from evenhand.audit.readings import Reading, image_ids, stated
 from evenhand.audit.result import Cell, UtilityRow, UtilityTable, number
-from evenhand.audit.tables import Resampling, condition_labels, group_rows, values_with_auc
+from evenhand.audit.tables import Resampling, condition_labels, gap_of, group_rows, values_with_auc
 from evenhand.audit.utility import utility_difference
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.names import condition_is
@@ -38,10 +39,10 @@ def downstream_tables(
         real_trained, synthetic_trained = (scores_for(value, classifier, part) for classifier, part in zip(pair, scores, strict=True))
         labels, asked = condition_labels(true, value), condition_is(condition, value)
         for reading in readings:
-            found = utility_difference(
-                labels, real_trained, synthetic_trained, reading.real,
-                subjects=subjects, ids=ids, n_boot=how.n_boot, seed=how.seed, min_n=how.min_n,
-            )  # fmt: skip
+            given = (labels, real_trained, synthetic_trained, reading.real)
+            who = {"subjects": subjects, "ids": ids}
+            found = utility_difference(*given, **who, n_boot=how.n_boot, seed=how.seed, min_n=how.min_n)
+            p_value = utility_gap_p(*given, **who, seed=how.seed, min_n=how.min_n)
             rows = [
                 UtilityRow(**row.model_dump(), real_trained=number(before), synthetic_trained=number(after))
                 for row, before, after in zip(
@@ -53,7 +54,8 @@ def downstream_tables(
                     question=f"utility:{asked}:{reading.question}", condition=condition, value=value, by=list(reading.by),
                     basis="requested", n_train_real=sizes[0], n_train_synthetic=sizes[1],
                     overall=Cell.of(found.overall, _why(found.overall)),
-                    rows=rows, gap=number(found.gap), worst=None if found.worst is None else str(found.worst),
+                    rows=rows, **gap_of(found), p_value=number(p_value),
+                    worst=None if found.worst is None else str(found.worst),
                 )
             )  # fmt: skip
     return tables

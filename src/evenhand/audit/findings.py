@@ -17,6 +17,7 @@ from evenhand.audit.result import (
     Memorization,
     PresenceTable,
     QualityTable,
+    SemanticRow,
     SemanticTable,
     UtilityTable,
 )
@@ -94,7 +95,7 @@ def quality_finding(table: QualityTable, verdict: Decision | None) -> Finding:
 
 
 def semantic_finding(tables: list[SemanticTable]) -> Finding:
-    """How well images show one condition that was asked for, and for which group of each column least."""
+    """How well images show one condition that was asked for, and in which group of each column they fall most behind real images."""
     first = tables[0]
     label = f"{first.condition} = {first.value}"
     if first.overall.value is None:
@@ -103,10 +104,10 @@ def semantic_finding(tables: list[SemanticTable]) -> Finding:
     text = f"Condition {label}: the judge finds it where it was asked for with AUC {auc(first.overall)}"
     for table in tables:
         worst = _outstanding(table)
-        if worst:
-            text += f"; by {table.by[0]} least for {worst.group} ({auc(worst)}, gap {table.gap:.2f})"
+        if worst is not None and isinstance(worst, SemanticRow) and worst.reference is not None:
+            text += f"; by {table.by[0]} lowest against real images for {worst.group} ({auc(worst)}, real {auc(worst.reference)})"
         elif table.gap is not None:
-            text += f"; by {table.by[0]} the same for all groups"
+            text += f"; by {table.by[0]} the same difference to real images in all groups"
     return Finding(question=first.question, kind="semantics", text=text + ".")
 
 

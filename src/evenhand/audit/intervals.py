@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from evenhand.audit.frame import FeatureError
+from evenhand.audit.frame import FeatureError, SubgroupFrame
+from evenhand.core.randomness import generator
 
 Z95 = 1.959963984540054
 _WEIGHTS_AT_ONCE = 4_000_000  # cells of a bootstrap block: 32 MB
+_ERRORS_DRAWN = 20_000
 HEAVY = 3.0  # times the median images a subject
 
 
@@ -149,12 +151,12 @@ def drawing_order(ranks: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.
     return by_rank[by_subject], renumbered[by_subject]
 
 
-def bootstrap_weights(codes: np.ndarray, n_boot: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+def bootstrap_weights(codes: np.ndarray, n_boot: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Blocks (b, n) of how often each image stands in a bootstrap sample of whole subjects; ``n_boot`` rows in all."""
     subjects = int(codes.max()) + 1
     block = max(1, _WEIGHTS_AT_ONCE // max(len(codes), 1))
     for start in range(0, n_boot, block):
-        draws = generator.multinomial(subjects, np.full(subjects, 1 / subjects), size=min(block, n_boot - start))
+        draws = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=min(block, n_boot - start))
         yield draws[:, codes].astype(np.float64)
 
 
@@ -165,6 +167,43 @@ def percentile_interval(replicates: np.ndarray) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)
+
+
+def gap_interval(frame: SubgroupFrame) -> tuple[float, float]:
+    """95 % bounds of ``frame.gap``, the largest less the smallest value of the groups that have an interval; NaN with fewer than two.
+
+    A range is never further from the true one than the range of its values' errors, so the bounds are the gap give or take the 95th
+    percentile of that, for independent normal errors as wide as each group's interval says on either side. Where all groups are equal
+    the lower bound is above 0 in 5 % of samples; the upper one is conservative.
+    """
+    table = frame.defined.dropna(subset=["low", "high"])
+    if len(table) < 2:
+        return math.nan, math.nan
+    values, low, high = (table[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
+    draws = generator(0, "gap_interval").standard_normal((_ERRORS_DRAWN, len(table)))  # of no seed: the same for every audit
+    errors = np.where(draws > 0, draws * (values - low), draws * (high - values)) / Z95
+    radius = float(np.quantile(np.ptp(errors, axis=1), 0.95))
+    return max(frame.gap - radius, 0.0), frame.gap + radius
+
+
+def equal_shares_p(frame: SubgroupFrame) -> float:
+    """p-value of equal shares in all groups that have an interval: Cochran's Q, chi-square with G - 1 degrees of freedom.
+
+    A share's standard error is that of its interval towards the common mean: one at the edge of what is possible has none beyond. NaN
+    with fewer than two groups.
+    """
+    table = frame.defined.dropna(subset=["low", "high"])
+    table = table[table["low"] < table["high"]]
+    if len(table) < 2:
+        return math.nan
+    values, low, high = (table[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
+    errors = (high - low) / (2 * Z95)
+    for _ in range(2):
+        mean = (values / errors**2).sum() / (1 / errors**2).sum()
+        towards = np.where(values > mean, values - low, high - values) / Z95
+        errors = np.where(towards > 0, towards, (high - low) / (2 * Z95))
+    mean = (values / errors**2).sum() / (1 / errors**2).sum()
+    return float(stats.chi2.sf((((values - mean) / errors) ** 2).sum(), len(values) - 1))
 
 
 def jackknife_variance(replicates: np.ndarray) -> float:

@@ -9,16 +9,19 @@ from functools import reduce
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
-from evenhand.audit.intervals import effective_subjects, subject_codes
+from evenhand.audit.intervals import Z95, effective_subjects, subject_codes
 from evenhand.audit.readings import Reading, cross, stated
 from evenhand.audit.representation import MixEstimate, estimate_mix, mix_gap, prediction_powered_mix, raw_presence
 from evenhand.audit.result import PresenceRow, PresenceTable, number
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.groups import Mix
 from evenhand.core.names import joint_label
+from evenhand.core.randomness import generator
 
 UNSEEN = "the prompts are silent and no judge reads this column"
+_TARGETS = 20_000  # draws of a target's sampling error
 NOT_HELD_OUT = "no real images are held out from the judge, so its errors cannot be measured"
 
 
@@ -71,9 +74,12 @@ def presence_table(reading: Reading, target: Target, data: PresenceData, *, judg
     shares = {row.group: row.value if row.value is not None else math.nan for row in rows}
     known = found is None or found.estimate.identifiable
     gap = mix_gap(shares, target.shares) if target.shares and known and reading.basis != "none" else math.nan
+    radius, parity = _gap_error(names, found, target) if math.isfinite(gap) else (math.nan, math.nan)
     return PresenceTable(
         question=f"presence:{reading.question}", by=list(reading.by), basis=reading.basis, shown=judge_only,
         n=counted.n, n_real=target.n, n_target=target.effective, stated=list(target.stated), gap=number(gap),
+        gap_low=number(max(gap - radius, 0.0)), gap_high=number(min(gap + radius, 1.0)), gap_at_parity=number(parity),
+        p_value=target_p_value(rows, target) if found and math.isfinite(gap) else None,
         raw_gap=number(mix_gap(counted.mix, target.shares) if target.shares else math.nan),
         method=found.estimate.method if found else "requested" if reading.basis == "requested" else "none",
         identifiable=known if reading.basis != "none" else None, refusal=found.estimate.reason if found else "",
@@ -81,6 +87,45 @@ def presence_table(reading: Reading, target: Target, data: PresenceData, *, judg
         sensitivity=found.estimate.effects.get("sensitivity") if found else None,
         n_calibration=_calibrating(reading, data) if found and found.estimate.method != "labelled" else None, rows=rows,
     )  # fmt: skip
+
+
+def _gap_error(names: list[str], found: _Corrected | None, target: Target) -> tuple[float, float]:
+    """95th percentile, and mean, of the total variation distance that errors of the shares and of the target alone make.
+
+    By the triangle inequality no gap is further from the true one than that distance. What was requested has no error; the target has
+    that of as many independent real images as it is worth.
+    """
+    errors = np.zeros((1, len(names)))
+    if found is not None:
+        if found.errors is None:
+            return math.nan, math.nan
+        errors = np.stack([found.errors.get(name, np.zeros(1)) + np.zeros(_most(found.errors)) for name in names], axis=1)
+    if target.effective > 0:
+        wanted = np.array([target.shares[name] for name in names])
+        draws = generator(0, "presence", "target").multinomial(max(1, round(target.effective)), wanted / wanted.sum(), size=_TARGETS)
+        errors = np.resize(errors, (_TARGETS, len(names))) - (draws / max(1, round(target.effective)) - wanted / wanted.sum())
+    apart = np.abs(errors).sum(axis=1) / 2
+    return float(np.quantile(apart, 0.95)), float(apart.mean())
+
+
+def _most(errors: Mapping[str, np.ndarray]) -> int:
+    return max(len(part) for part in errors.values())
+
+
+def target_p_value(rows: Sequence[PresenceRow], target: Target) -> float:
+    """Shares against their targets: the smallest two-sided p-value of a group, times the number of groups (Bonferroni).
+
+    Of two groups one share says it all, so there is one test. A target that is a share of real images has an error of its own.
+    """
+    smallest = 1.0
+    for row in rows:
+        if row.value is None or row.low is None or row.high is None or row.target is None:
+            continue
+        off = row.value - row.target
+        side = row.value - row.low if off > 0 else row.high - row.value  # the bound towards the target
+        error = math.hypot(side / Z95, math.sqrt(row.target * (1 - row.target) / target.effective) if target.effective else 0.0)
+        smallest = min(smallest, float(2 * ndtr(-abs(off) / error)) if error > 0 else float(off == 0))
+    return min(1.0, smallest * (len(rows) if len(rows) > 2 else 1))
 
 
 def _calibrating(reading: Reading, data: PresenceData) -> int:
@@ -137,6 +182,7 @@ def target_shares(parts: Sequence[Reading], mix: Mix | None, subjects: np.ndarra
 class _Corrected:
     shares: dict[str, tuple[float, float, float]]
     estimate: MixEstimate  # the first one that was refused, else the last one
+    errors: dict[str, np.ndarray] | None  # of each share, draws (B,); None where an estimate has none
 
 
 def _corrected(reading: Reading, data: PresenceData, judge_only: bool) -> _Corrected:
@@ -149,6 +195,8 @@ def _corrected(reading: Reading, data: PresenceData, judge_only: bool) -> _Corre
     asked = pd.DataFrame({name: [None] * len(data.synthetic) if judge_only else stated(data.synthetic, name) for name in reading.by})
     asked = asked.iloc[counted]
     shares: dict[str, np.ndarray] = {}
+    errors: dict[str, np.ndarray] = {}
+    drawn = True
     tested: MixEstimate | None = None
     for pattern, there in _strata(asked.isna()).items():
         columns = [name for name, unstated in zip(reading.by, pattern, strict=True) if unstated]
@@ -158,10 +206,21 @@ def _corrected(reading: Reading, data: PresenceData, judge_only: bool) -> _Corre
         for requested, part in _strata(asked.iloc[there].fillna("")).items():
             rows = counted[there[part]]
             estimate = whole if whole is None or len(rows) == len(there) else _estimate(columns, rows, data)
-            for cell, bounds in _cells(reading.by, requested, columns, estimate, data):
+            drawn &= estimate is None or estimate.errors is not None
+            for cell, bounds, error in _cells(reading.by, requested, columns, estimate, data):
                 shares[cell] = shares.get(cell, np.zeros(3)) + bounds * len(rows) / len(asked)
+                errors[cell] = _added(errors.get(cell), error * len(rows) / len(asked))
     assert tested is not None  # a basis with a judge has silent images
-    return _Corrected({cell: (float(b[0]), float(b[1]), float(b[2])) for cell, b in shares.items()}, tested)
+    bounds_of = {cell: (float(b[0]), float(b[1]), float(b[2])) for cell, b in shares.items()}
+    return _Corrected(bounds_of, tested, errors if drawn else None)
+
+
+def _added(before: np.ndarray | None, more: np.ndarray) -> np.ndarray:
+    """The sum of two independent errors' draws, of the larger number of both."""
+    if before is None:
+        return more
+    size = max(len(before), len(more))
+    return np.asarray(np.resize(before, size) + np.resize(more, size))
 
 
 def _strata(frame: pd.DataFrame) -> dict[tuple, np.ndarray]:
@@ -174,15 +233,16 @@ def _strata(frame: pd.DataFrame) -> dict[tuple, np.ndarray]:
 
 def _cells(
     by: Sequence[str], requested: Sequence[str], columns: list[str], estimate: MixEstimate | None, data: PresenceData
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Names of the cells that share what was requested, with value and bounds (3,) of each."""
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Names of the cells that share what was requested, with value and bounds (3,) of each, and draws of its error (B,)."""
     if estimate is None:
-        yield joint_label(requested), np.ones(3)
+        yield joint_label(requested), np.ones(3), np.zeros(1)
         return
     for place, judged in enumerate(_product([data.columns[name].groups for name in columns])):
         filled = dict(zip(columns, judged, strict=True))
         cell = joint_label([filled.get(name, value) for name, value in zip(by, requested, strict=True)])
-        yield cell, np.array([estimate.values[place], estimate.low[place], estimate.high[place]])
+        error = np.zeros(1) if estimate.errors is None else estimate.errors[:, place]
+        yield cell, np.array([estimate.values[place], estimate.low[place], estimate.high[place]]), error
 
 
 def _estimate(columns: list[str], rows: np.ndarray, data: PresenceData) -> MixEstimate:

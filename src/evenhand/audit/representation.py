@@ -75,11 +75,13 @@ class MixEstimate:
     auc: np.ndarray | None = None  # (K,) each group against the rest, on the calibration images
     condition_number: float = math.nan  # of the matrix of mean probabilities by true group
     effects: Mapping[str, float] = field(default_factory=dict)  # how far scores may move a share; how many sd features are off
+    errors: np.ndarray | None = None  # (B, K) draws of the shares' joint error
 
 
 METHODS = ("raw", "acc", "pacc", "emq")
 _MIN_CALIBRATION = 10  # images of a group, below which its scores are not known
 _CELLS_AT_ONCE = 4_000_000
+_ERRORS_DRAWN = 2000
 
 
 def estimate_mix(
@@ -121,12 +123,14 @@ def estimate_mix(
     one = np.ones((1, len(data.probs))), data.counted[None]
     pair = data.feature_pair(features, calibration_features)
     value = data.shares(method, *one)[0] if min(data.counts) else np.full(data.k, math.nan)
-    low, high = data.interval(method, value, n_boot, seed)
+    errors = data.errors(method, value, n_boot, seed)
+    low, high = data.interval(value, errors)
     fault, effects = data.fault(pair, seed)
     return MixEstimate(
         values=value, low=np.minimum(low, value), high=np.maximum(high, value), identifiable=not fault, reason=fault,
         n=len(data.probs), method=method, raw=data.shares("raw", *one)[0], auc=one_against_rest_auc(data.calibration, data.labels),
         condition_number=float(np.linalg.cond(confusion(data.calibration, data.labels, one[1], data.k)[0])), effects=effects,
+        errors=errors,
     )  # fmt: skip
 
 
@@ -151,20 +155,29 @@ def prediction_powered_mix(probs: Any, labels: Any, *, subjects: Any = None) -> 
     if len(np.unique(ids[seen])) < 2:
         raise FeatureError(f"labels: {int(seen.sum())} images are labelled; label at least 2, of different subjects, drawn at random")
     truth = np.eye(votes.shape[1])[codes[seen]]
-    value, error = np.empty(votes.shape[1]), np.empty(votes.shape[1])
-    for j in range(votes.shape[1]):
-        value[j], error[j] = _rectified_mean(votes[:, j], truth[:, j], seen, ids)
-    half = t_multiplier(len(np.unique(ids[seen]))) * error
+    parts = [_rectified_mean(votes[:, j], truth[:, j], seen, ids) for j in range(votes.shape[1])]
+    value, error = np.array([part[0] for part in parts]), np.array([part[1] for part in parts])
+    multiplier = t_multiplier(len(np.unique(ids[seen])))
+    half = multiplier * error
+    influence = np.stack([part[2] for part in parts], axis=1)  # (subjects, K)
+    size = np.sqrt((influence**2).sum(axis=0))
+    directions = np.where(size > 0, influence / np.where(size > 0, size, 1), 1 / math.sqrt(len(influence)))
+    draws = generator(0, "prediction_powered_mix").standard_normal((_ERRORS_DRAWN, len(influence)))
+    errors = draws @ directions * error * multiplier / Z95
     value = value.clip(0, 1)
     value = value / value.sum()
     return MixEstimate(
         values=value, low=(value - half).clip(0, 1), high=(value + half).clip(0, 1), identifiable=True, reason="", n=len(votes),
-        method="labelled", raw=np.eye(votes.shape[1])[votes.argmax(axis=1)].mean(axis=0),
+        method="labelled", raw=np.eye(votes.shape[1])[votes.argmax(axis=1)].mean(axis=0), errors=errors,
     )  # fmt: skip
 
 
-def _rectified_mean(votes: np.ndarray, truth: np.ndarray, seen: np.ndarray, ids: np.ndarray) -> tuple[float, float]:
-    """Mean of one group's votes over all images plus their mean error where seen, each weighted by the power that they have."""
+def _rectified_mean(votes: np.ndarray, truth: np.ndarray, seen: np.ndarray, ids: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """Mean of one group's votes over all images plus their mean error where seen, each weighted by the power that they have.
+
+    Returns:
+        It, its standard error, and the influences of subjects.
+    """
     labelled, rest = votes[seen], votes[~seen]
     power = 0.0
     if len(rest) and votes.std() > 0:
@@ -178,7 +191,7 @@ def _rectified_mean(votes: np.ndarray, truth: np.ndarray, seen: np.ndarray, ids:
     sums = np.bincount(ids, weights=influence)
     # a share of 0 or 1 among the labelled has no spread: what Wilson's interval would make of it stands in
     least = 1 / (len(labelled) + 4)
-    return value, max(math.sqrt(float((sums**2).sum())), least if truth.min() == truth.max() else 0.0)
+    return value, max(math.sqrt(float((sums**2).sum())), least if truth.min() == truth.max() else 0.0), sums
 
 
 @dataclass(frozen=True)
@@ -245,10 +258,10 @@ class _MixData:
         ratios = density_ratios(self.logs, parameters, prior)
         return expectation_maximisation(ratios, weights, prior if start is None else np.tile(start, (len(prior), 1)))
 
-    def interval(self, method: str, value: np.ndarray, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Percentile bounds (K,) from subjects of both sides drawn again, widened for few subjects (Student); NaN without draws."""
+    def errors(self, method: str, value: np.ndarray, n_boot: int, seed: int) -> np.ndarray | None:
+        """Errors (B, K) of the shares where subjects of both sides are drawn again, widened for few subjects; None without draws."""
         if n_boot < 2 or not np.isfinite(value).all():
-            return np.full(self.k, math.nan), np.full(self.k, math.nan)
+            return None
         fit = recalibrate(self.calibration_logs, self.labels, self.counted[None])[0] if method == "emq" else None
         block = max(1, _CELLS_AT_ONCE // ((len(self.probs) + len(self.labels)) * self.k**2))
         draws = [generator(seed, "estimate_mix", side) for side in ("images", "calibration")]
@@ -258,11 +271,16 @@ class _MixData:
             weights = np.concatenate(list(bootstrap_weights(self.codes, size, draws[0])))
             weights_there = np.concatenate(list(bootstrap_weights(self.calibration_codes, size, draws[1]))) * self.counted
             found.append(self.shares(method, weights, weights_there, fit, value))
-        low, high = np.quantile(np.concatenate(found), [0.025, 0.975], axis=0)
         sizes = np.bincount(self.codes), np.bincount(self.calibration_codes, weights=self.counted)
-        wider = t_multiplier(min(map(effective_subjects, sizes))) / Z95
-        low, high = (value + wider * (low - value)).clip(0, 1), (value + wider * (high - value)).clip(0, 1)
-        most = 1 - 0.025 ** (1 / effective_subjects(sizes[0]))  # of a group that so many subjects do not show: no draw moves a share of 0
+        return np.asarray(t_multiplier(min(map(effective_subjects, sizes))) / Z95 * (np.concatenate(found) - value))
+
+    def interval(self, value: np.ndarray, errors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Percentile bounds (K,); NaN without draws."""
+        if errors is None:
+            return np.full(self.k, math.nan), np.full(self.k, math.nan)
+        low, high = (value + np.quantile(errors, [0.025, 0.975], axis=0)).clip(0, 1)
+        subjects = effective_subjects(np.bincount(self.codes))
+        most = 1 - 0.025 ** (1 / subjects)  # of a group that so many subjects do not show: no draw moves a share of 0
         return np.where(value >= 1 - 1e-6, np.minimum(low, 1 - most), low), np.where(value <= 1e-6, np.maximum(high, most), high)
 
     def fault(self, features: tuple[np.ndarray, np.ndarray] | None, seed: int) -> tuple[str, dict[str, float]]:

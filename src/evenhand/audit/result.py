@@ -13,7 +13,7 @@ from evenhand.audit.frame import Estimate
 from evenhand.core.artifacts import read_json, write_json
 from evenhand.core.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 Basis = Literal["requested", "judge", "mixed", "none"]
 
 
@@ -76,7 +76,11 @@ class PresenceTable(Part):
     stated: list[str] = []  # columns whose shares were stated; the target's other ones are the real images'
     n_calibration: int | None = None
     gap: float | None
+    gap_low: float | None = None
+    gap_high: float | None = None
+    gap_at_parity: float | None = None  # what sampling alone makes of a gap of 0, on average: a distance is never below 0
     raw_gap: float | None
+    p_value: float | None = None  # of shares that are the target's
     rows: list[PresenceRow]
 
 
@@ -90,7 +94,10 @@ class GroupRow(Cell):
 
 
 class _GroupTable(Part):
-    """What every table of values by subgroup has; ``overall_reference`` stands beside ``overall`` as ``reference`` beside a row."""
+    """What every table of values by subgroup has; ``overall_reference`` stands beside ``overall`` as ``reference`` beside a row.
+
+    ``gap`` is the largest less the smallest value, with 95 % bounds; ``p_value`` is that of equal groups, None where it is not tested.
+    """
 
     question: str
     by: list[str]
@@ -99,6 +106,9 @@ class _GroupTable(Part):
     overall_reference: Cell | None = None
     rows: Sequence[GroupRow]
     gap: float | None
+    gap_low: float | None = None
+    gap_high: float | None = None
+    p_value: float | None = None
     worst: str | None
 
 
@@ -106,7 +116,7 @@ QUALITY = Literal["kid", "fid", "precision", "recall", "density", "coverage", "l
 
 
 class QualityTable(_GroupTable):
-    """A distance, or another view of quality, by subgroup at one common n.
+    """A distance, or another view of quality, by subgroup at one common n; only the kernel distance is tested.
 
     ``reference`` is for the kernel distance the same between two halves of the real images, for log-IS that of the real images.
     """
@@ -116,20 +126,30 @@ class QualityTable(_GroupTable):
     encoder: str
     direction: Literal["lower", "higher"] = "lower"
     n: int
-    p_value: float | None = None  # of equally well generated groups; only with the kernel distance
     effect: float | None = None  # largest difference of the tested distances
     untested: str = ""  # why there is no p-value
     view: str = ""  # of what features: "relative" as they are, "whitened"
     tested: dict[str, float | None] = {}  # each group's distance in that view, over the kernel variance of its own real images
 
 
+class SemanticRow(GroupRow):
+    """AUC of the judge on generated images, and ``difference``: that less its AUC on real images of the group (``reference``)."""
+
+    difference: Cell
+
+
 class SemanticTable(_GroupTable):
-    """AUC of a judge's reading of a condition against the one requested, by subgroup; ``reference`` is the judge on real images."""
+    """AUC of a judge's scores against the condition that was requested, by subgroup; ``reference`` is the judge on real images.
+
+    ``gap`` and ``worst`` are of the differences between both: a judge that reads a group badly on real images too is no fault of the
+    generator.
+    """
 
     condition: str
     value: str
     metric: Literal["auc"] = "auc"
     direction: Literal["higher"] = "higher"
+    rows: Sequence[SemanticRow]
     es_reference: float | None = None  # equity-scaled AUC as published; see the report's warnings
     es_macro: float | None = None
 
@@ -231,10 +251,12 @@ class Decision(Part):
 
 
 class RuleOutcome(Part):
-    """A bound set beforehand (``--fail-on``) and whether the audit fails it."""
+    """A bound set beforehand (``--fail-on``) and whether the audit fails it; the gap with its 95 % bounds."""
 
     rule: str
     gap: float | None
+    gap_low: float | None = None
+    gap_high: float | None = None
     failed: bool
     text: str
 

@@ -20,7 +20,7 @@ class AuditSettings(Settings):
     target: str | None = Field(None, description="mix that presence is held against, 'sex=male:0.5,female:0.5'; default: the real cohort's")
     labels: Path | None = Field(None, description="CSV with a column image and one an attribute: some generated images read by hand")
     primary: list[str] = Field([], description="questions declared beforehand, such as 'quality:race'; all others are adjusted apart")
-    fail_on: list[str] = Field([], description="rules such as 'presence:sex>0.05' that make the command exit with 3")
+    fail_on: list[str] = Field([], description="rules such as 'presence:sex<=0.05'; the command exits with 3 where one is broken")
     intersect: int = Field(2, ge=1, description="largest number of attributes that are crossed")
     copies: bool = Field(True, description="look for copies of the real cohort's training images")
     utility: bool = Field(False, description="train classifiers on generated and on real images, test both on held-out real ones")

@@ -10,14 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from evenhand.audit.auc_gaps import fidelity_gap
 from evenhand.audit.equity import equity_scaled
 from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.gaps import GapTest, quality_gap
-from evenhand.audit.intervals import FeatureError, drawing_order, image_ranks, subject_codes
+from evenhand.audit.intervals import FeatureError, drawing_order, gap_interval, image_ranks, subject_codes
 from evenhand.audit.manifold import NEIGHBOURS, OVERLAP, Manifold, gaussian_mmd, log_inception_score, manifold_metrics
 from evenhand.audit.readings import Reading
-from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticTable, number
+from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticRow, SemanticTable, number
 from evenhand.audit.semantics import group_auc
 from evenhand.core.names import condition_is
 from evenhand.core.randomness import generator
@@ -105,7 +106,7 @@ def quality_table(
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=primary, encoder=encoder,
         n=frame.overall.n, overall=whole.kid if metric == "kid" else whole.fid,
         overall_reference=whole.floor if metric == "kid" else None,
-        rows=group_rows(frame, floors, reading), gap=number(frame.gap), **answer,
+        rows=group_rows(frame, floors, reading), **gap_of(frame), **answer,
     )  # fmt: skip
 
 
@@ -180,7 +181,7 @@ def _view(reading: Reading, frame: SubgroupFrame, metric: Any, encoder: str, bes
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=False, encoder=encoder,
         direction="higher" if frame.higher_is_better else "lower", n=frame.overall.n,
         overall=Cell.of(frame.overall, "" if frame.overall.defined else "too few images"),
-        overall_reference=overall, rows=group_rows(frame, beside, reading), gap=number(frame.gap), worst=_name(frame.worst),
+        overall_reference=overall, rows=group_rows(frame, beside, reading), **gap_of(frame), worst=_name(frame.worst),
     )  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def semantic_table(
     synthetic: Scored,
     how: Resampling,
 ) -> SemanticTable:
-    """AUC of a judge's score for ``value`` against the requested condition."""
+    """AUC of a judge's score for ``value`` against the requested condition, and by how much it is less than on real images."""
     found, reference = (
         group_auc(
             side.scores, side.labels, groups, n_boot=how.n_boot, seed=how.seed, subjects=side.subjects, ids=side.ids, min_n=how.min_n
@@ -215,15 +216,30 @@ def semantic_table(
         for side, groups in ((synthetic, reading.synthetic), (real, reading.real))
     )
     beside = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in reference.by_group.iterrows()}
+    tested = fidelity_gap(
+        synthetic.scores, synthetic.labels, reading.synthetic, real.scores, real.labels, reading.real,
+        subjects=synthetic.subjects, real_subjects=real.subjects, ids=synthetic.ids, real_ids=real.ids,
+        n_boot=how.n_boot, seed=how.seed, min_n=how.min_n,
+    )  # fmt: skip
+    differences = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in tested.frame.by_group.iterrows()}
+    rows = [
+        SemanticRow(**row.model_dump(), difference=differences[name])
+        for name, row in zip(found.by_group.index, group_rows(found, beside, reading), strict=True)
+    ]
     return SemanticTable(
         question=f"semantics:{condition_is(condition, value)}:{reading.question}", condition=condition, value=value,
         by=list(reading.by), basis=reading.basis,
         overall=Cell.of(found.overall, "" if found.overall.defined else "one class only or no labelled images"),
         overall_reference=Cell.of(reference.overall, "" if reference.overall.defined else "one class only or no labelled images"),
-        rows=group_rows(found, beside, reading), gap=number(found.gap), worst=_name(found.worst),
+        rows=rows, **gap_of(tested.frame), p_value=number(tested.p_value), worst=_name(tested.worst),
         es_reference=number(equity_scaled(found.overall.value, found, higher_is_better=True)),
         es_macro=number(equity_scaled(found.overall.value, found, higher_is_better=True, form="macro")),
     )  # fmt: skip
+
+
+def gap_of(frame: SubgroupFrame) -> dict[str, float | None]:
+    """The gap between groups and its bounds, as fields of a table."""
+    return dict(zip(("gap", "gap_low", "gap_high"), map(number, (frame.gap, *gap_interval(frame))), strict=True))
 
 
 def group_rows(frame: SubgroupFrame, beside: dict, reading: Reading) -> list[GroupRow]:

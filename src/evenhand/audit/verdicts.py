@@ -6,15 +6,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtr
-from scipy.stats import chi2
 
 from evenhand.audit.decisions import Question, Rule, benjamini_hochberg, holm, parse_question
-from evenhand.audit.intervals import Z95
 from evenhand.audit.result import (
     CopyTable,
     Decision,
-    GroupRow,
     PresenceTable,
     QualityTable,
     RuleOutcome,
@@ -30,10 +26,11 @@ Table = PresenceTable | QualityTable | SemanticTable | UtilityTable | CopyTable
 def decide(tables: Sequence[Table], primary: Sequence[Question]) -> list[Decision]:
     """One decision a question that can be tested: declared ones adjusted by Holm among themselves, the rest by Benjamini-Hochberg.
 
-    Presence is tested against its target, quality by ``quality_gap``, semantics, utility and memorisation for equal values in all groups.
+    Presence is tested against its target, quality by ``quality_gap``, prompt fidelity by ``fidelity_gap``, utility and memorisation for
+    equal values in all groups.
     """
     asked = decisive(tables)
-    p_values = np.array([math.nan if (p := p_value(table)) is None else p for table in asked])
+    p_values = np.array([math.nan if table.p_value is None else table.p_value for table in asked])
     declared = np.array([any(question.matches(parse_question(table.question)) for question in primary) for table in asked], dtype=bool)
     adjusted = np.full(len(asked), math.nan)
     adjusted[declared] = holm(p_values[declared])
@@ -70,71 +67,38 @@ def decisive(tables: Sequence[Table]) -> list[Table]:
     return [table for table in tables if answers(table)]
 
 
-def p_value(table: Table) -> float | None:
-    """Probability of so large a gap were there none; None where it is not tested."""
-    if isinstance(table, QualityTable):
-        return table.p_value
-    if isinstance(table, SemanticTable | UtilityTable | CopyTable):
-        return equal_values_p(table.rows)
-    return target_p(table)
-
-
-def equal_values_p(rows: Sequence[GroupRow]) -> float | None:
-    """Cochran's Q over groups' values, chi-square with G - 1 degrees of freedom; groups without an interval stay out.
-
-    A value's standard error is that of its interval towards the common mean: one at the edge of what is possible has none beyond.
-    """
-    bounds = [(row.value, row.low, row.high) for row in rows if row.value is not None and row.low is not None and row.high is not None]
-    found = np.array([bound for bound in bounds if bound[1] < bound[2]], dtype=float).reshape(-1, 3)
-    if len(found) < 2:
-        return None
-    values, low, high = found.T
-    errors = (high - low) / (2 * Z95)
-    for _ in range(2):
-        mean = (values / errors**2).sum() / (1 / errors**2).sum()
-        towards = np.where(values > mean, values - low, high - values) / Z95
-        errors = np.where(towards > 0, towards, (high - low) / (2 * Z95))
-    mean = (values / errors**2).sum() / (1 / errors**2).sum()
-    return float(chi2.sf((((values - mean) / errors) ** 2).sum(), len(values) - 1))
-
-
-def target_p(table: PresenceTable) -> float | None:
-    """Shares against their targets: the smallest two-sided p-value of a group, times the number of free shares (Bonferroni).
-
-    A target that is a share of real images has an error of its own. What was requested is exact: it has no sampling error to test.
-    """
-    if table.gap is None or table.basis == "requested":
-        return None
-    smallest = 1.0
-    for row in table.rows:
-        if None in (row.value, row.low, row.high, row.target):
-            continue
-        assert row.value is not None and row.low is not None and row.high is not None and row.target is not None
-        off = row.value - row.target
-        side = row.value - row.low if off > 0 else row.high - row.value  # the bound towards the target
-        error = math.hypot(side / Z95, math.sqrt(row.target * (1 - row.target) / table.n_target) if table.n_target else 0.0)
-        smallest = min(smallest, float(2 * ndtr(-abs(off) / error)) if error > 0 else float(off == 0))
-    return min(1.0, smallest * max(len(table.rows) - 1, 1))
-
-
 def check_rules(rules: Sequence[Rule], tables: Sequence[Table]) -> list[RuleOutcome]:
-    """Whether each rule's question has a gap on the failing side; a gap that is not known fails too, and says why."""
+    """Whether an audit breaks each rule; a gap, or a bound of it, that is not known breaks it too, and the text says why."""
     found = []
     for rule in rules:
-        table = _widest([table for table in decisive(tables) if rule.question.matches(parse_question(table.question))])
-        gap = None if table is None else table.gap
-        broken = rule.holds(gap)
+        table = _widest([table for table in decisive(tables) if rule.question.matches(parse_question(table.question))], rule)
+        bounds = (None,) * 3 if table is None else (table.gap, table.gap_low, table.gap_high)
+        broken = rule.fails(*bounds)
         if table is None:
             text = f"{rule}: this audit has no answer to {rule.question}"
-        elif broken is None:
+        elif table.gap is None:
             why = table.refusal if isinstance(table, PresenceTable) and table.refusal else "fewer than two groups have a value"
             text = f"{rule}: the gap is not known ({why})"
+        elif broken is None:
+            text = f"{rule}: the gap is {table.gap:.4g}, and too few images tell how sure that is"
         else:
-            text = f"{rule}: the gap is {gap:.4g}"
-        found.append(RuleOutcome(rule=str(rule), gap=gap, failed=broken is not False, text=text))
+            span = "" if table.gap_low is None or table.gap_high is None else f" [{table.gap_low:.4g}, {table.gap_high:.4g}]"
+            text = f"{rule}: the gap is {table.gap:.4g}{span}, {_what_counts(rule)}"
+        found.append(
+            RuleOutcome(rule=str(rule), gap=bounds[0], gap_low=bounds[1], gap_high=bounds[2], failed=broken is not False, text=text)
+        )
     return found
 
 
-def _widest(tables: list[Table]) -> Table | None:
-    """Of the tables that a rule speaks of the one with the largest gap; one that has none first, as it is not known to hold."""
-    return max(tables, key=lambda table: math.inf if table.gap is None else table.gap, default=None)
+def _what_counts(rule: Rule) -> str:
+    return "and the estimate counts" if rule.point else f"and the {'upper' if rule.passes_if_small else 'lower'} bound counts"
+
+
+def _widest(tables: list[Table], rule: Rule) -> Table | None:
+    """Of the tables that a rule speaks of the one furthest on its failing side; one that is not known first, as it does not hold."""
+
+    def size(table: Table) -> float:
+        found = table.gap if rule.point else table.gap_high if rule.passes_if_small else table.gap_low
+        return math.inf if found is None else found
+
+    return max(tables, key=size, default=None)
