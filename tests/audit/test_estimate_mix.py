@@ -114,6 +114,20 @@ def test_scores_moved_by_one_logit_are_refused(moved: float) -> None:
     assert refused >= 9
 
 
+@pytest.mark.parametrize(("apart", "off", "known"), [(14.0, 6.3, False), (14.0, 0.7, True), (2.0, 0.95, False), (0.0, 0.6, False)])
+def test_a_misfit_counts_by_the_distance_between_classes_along_its_own_feature(apart: float, off: float, known: bool) -> None:
+    """However far apart the classes' scores lie: 28 standard deviations here, of which a quarter would be 7."""
+    rng = np.random.default_rng(0)
+    labels, kinds = rng.integers(2, size=900), (rng.random(500) < 0.3).astype(int)
+    probs = [_sigmoid(20.0 * (kind - 0.5) + rng.normal(scale=0.7, size=len(kind))) for kind in (labels, kinds)]
+    there, here = (rng.normal(size=(len(kind), 8)) for kind in (labels, kinds))
+    for features, kind in ((there, labels), (here, kinds)):
+        features[:, 3] += apart * kind
+    here[:, 3] += off
+    found = estimate_mix(probs[1], probs[0], labels, features=here, calibration_features=there, n_boot=0)
+    assert found.identifiable is known and (known or found.reason.endswith("sd off"))
+
+
 def test_features_that_moved_are_refused_and_a_new_mix_is_not() -> None:
     rng = np.random.default_rng(5)
     (labels, calibration), (kinds, logits) = two_groups(rng, 2000, 0.4), two_groups(rng, 500, 0.85)

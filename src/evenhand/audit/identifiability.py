@@ -20,8 +20,9 @@ SCORE_LEVEL, FEATURE_LEVEL = 0.035, 0.01  # together they keep refusals of a tru
 SHARE_EFFECT = 0.03  # a change of the scores that moves no share by so much does not matter
 SHARE_PART = 0.2  # unless it is this part of a group's share
 FEATURE_EFFECT = 0.2  # within-class standard deviations; smaller misfits of a feature do not matter
+FEATURE_SEPARATION = 0.25  # nor do misfits below this part of the distance between the classes along the feature
+FEATURE_CAP = 1.25  # within-class standard deviations; larger misfits matter however far apart the classes are
 SENSITIVITY_SHIFT = 0.1  # within-class standard deviations of the score
-FEATURE_SEPARATION = 0.25  # nor do misfits below this part of the distance between classes
 _SHIFTS = (-1.0, -0.5, 0.5, 1.0)  # within-class standard deviations of the score
 _SCALES = (0.6, 1.6)
 _GRID = 512
@@ -202,6 +203,13 @@ def _fit(components: np.ndarray, target: np.ndarray, rounds: int = 200) -> tuple
         weights = weights * (components @ (target / (weights @ components)))
         weights /= weights.sum()
     return weights, float((target * np.log(weights @ components)).sum())
+
+
+def allowed_misfits(calibration_features: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Largest misfit of each feature (q,), in within-class standard deviations, that does not matter."""
+    scaled = calibration_features / within_class_sd(calibration_features, labels, k)
+    means = np.stack([scaled[labels == j].mean(axis=0) for j in range(k)])
+    return np.asarray(np.clip(FEATURE_SEPARATION * np.ptp(means, axis=0), FEATURE_EFFECT, FEATURE_CAP))
 
 
 def separation(calibration_score: np.ndarray, labels: np.ndarray, group: int, k: int) -> float:

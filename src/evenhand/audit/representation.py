@@ -11,15 +11,14 @@ import numpy as np
 
 from evenhand.audit.frame import as_labels
 from evenhand.audit.identifiability import (
-    FEATURE_EFFECT,
     FEATURE_LEVEL,
-    FEATURE_SEPARATION,
     MIN_AUC,
     SCORE_LEVEL,
     SENSITIVITY_SHIFT,
     SHARE_EFFECT,
     SHARE_PART,
     Mixture,
+    allowed_misfits,
     feature_statistics,
     one_against_rest_auc,
     residuals,
@@ -314,11 +313,13 @@ class _MixData:
         if (changes >= (SHARE_EFFECT, SHARE_PART)).any() and found.p_value(seed, "scores") < SCORE_LEVEL:
             return "the scores fit no mixture of the calibration classes: the images differ in more than their mix", effects
         if features is not None:
-            found = residuals(*feature_statistics(*features, self.labels, self.k), mixture)
-            effects["features"] = float(found.sure.max())  # of hundreds of features one lies far off by chance
-            allowed = max(FEATURE_EFFECT, FEATURE_SEPARATION * apart)
-            if effects["features"] >= allowed and found.p_value(seed, "features") < FEATURE_LEVEL:
-                return f"features fit no mixture of the calibration classes: one lies {np.abs(found.effect).max():.1f} sd off", effects
+            own, theirs = feature_statistics(*features, self.labels, self.k)
+            found = residuals(own, theirs, mixture)
+            excess = found.sure / allowed_misfits(theirs, self.labels, self.k)  # sure: of hundreds one lies far off by chance
+            effects["features"] = float(found.sure.max())
+            if excess.max() >= 1 and found.p_value(seed, "features") < FEATURE_LEVEL:
+                off = abs(float(found.effect[int(excess.argmax())]))
+                return f"features fit no mixture of the calibration classes: one lies {off:.1f} sd off", effects
         return "", effects
 
     def feature_pair(self, features: Any, calibration_features: Any) -> tuple[np.ndarray, np.ndarray] | None:
