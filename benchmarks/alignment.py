@@ -55,6 +55,7 @@ _SOURCE: dict[str, Any] = {**_DISTILL, "exemplars": "source-silent"}
 RECIPES: dict[str, dict[str, Any]] = {
     "before": {},
     "trained-longer": {"steps": 600},
+    "balanced": {"steps": 600, "sampling": "balanced", "attributes": ["sex"]},  # of labelled images: what reweighting them comes to
     "source": _SOURCE,
     "source-150": {**_SOURCE, "iterations": 150, "validate_every": 150},
     "source-to-30": {**_SOURCE, "target": "sex=male:0.3,female:0.7"},
@@ -138,13 +139,13 @@ def _prepare(world: Path, seed: int) -> None:
     _trained(world, world / "base" / "initial", world / "base" / "run", BASE_STEPS, seed)
 
 
-def _trained(world: Path, model: Path, run: Path, steps: int, seed: int) -> Path:
-    """Ordinary training on the biased cohort."""
+def _trained(world: Path, model: Path, run: Path, steps: int, seed: int, **changes: Any) -> Path:
+    """Ordinary training on the biased cohort, or with its groups drawn alike."""
     if not (run / "model").exists():
         train(
             TrainSettings(
                 model=str(model), cohort=world / "cohorts" / "source", out=run, steps=steps, batch_size=BATCH, learning_rate=BASE_RATE,
-                warmup=100, schedule="cosine", ema=0.995, seed=seed, resume=(run / "config.yaml").exists(),
+                warmup=100, schedule="cosine", ema=0.995, seed=seed, resume=(run / "config.yaml").exists(), **changes,
             )
         )  # fmt: skip
     return run
@@ -187,9 +188,9 @@ def _run(world: Path, recipe: str, seed: int, images: int) -> None:
     note.parent.mkdir(exist_ok=True)
     if recipe == "before":
         model, facts = world / "base" / "run", dict[str, Any]()
-    elif recipe == "trained-longer":
-        steps = RECIPES[recipe]["steps"]
-        model, facts = _trained(world, world / "base" / "run", world / "runs" / recipe, steps, seed), {"gradient_share": steps / BASE_STEPS}
+    elif "steps" in RECIPES[recipe]:
+        model = _trained(world, world / "base" / "run", world / "runs" / recipe, seed=seed, **RECIPES[recipe])
+        facts = {"gradient_share": RECIPES[recipe]["steps"] / BASE_STEPS}
     else:
         model, facts = _aligned(world, recipe, seed)
     if recipe == LORA:
@@ -211,6 +212,7 @@ def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]
         [classifier_folder(world, name, attribute) for attribute in attributes for name in names]
         for names in (changes.pop("guide", ["guide-0", "guide-1"]), ["held-out"])
     )
+    judges = [classifier_folder(world, "judge", attribute) for attribute in attributes]
     if "exemplars" in changes:
         changes["exemplars"] = world / "cohorts" / changes["exemplars"]
     first = changes.pop("model", None)
@@ -219,7 +221,7 @@ def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]
         model, spent = world / "runs" / first, read_json(world / "found" / f"{first}.json")
     out, start = world / "runs" / recipe, time.process_time()
     settings = AlignSettings(
-        model=str(model), guide=guides, held_out_guide=held_out, prompts=str(world / "cohorts" / "source"), out=out,
+        model=str(model), guide=guides, held_out_guide=held_out, judge=judges, prompts=str(world / "cohorts" / "source"), out=out,
         solver_steps=SOLVER_STEPS, guidance_scale=1.0, weight_cap=UNCAPPED, seed=seed, resume=(out / "config.yaml").exists(), **changes,
     )  # fmt: skip
     result = align(settings)
@@ -227,7 +229,7 @@ def _aligned(world: Path, recipe: str, seed: int) -> tuple[Path, dict[str, Any]]
         raise SystemExit("interrupted and saved; the same command goes on")
     return out, {
         "iterations": result.iterations, "kept": result.kept, "scale": result.scale, "distance": result.distance,
-        "certified": result.certified, "reached": result.reached, "seconds": time.process_time() - start,
+        "check": result.check, "reached": result.reached, "seconds": time.process_time() - start,
         "gradient_share": spent["gradient_share"] + _compute(settings, result.iterations),
         "reading_share": spent["reading_share"] + _reading(settings),
     }  # fmt: skip
@@ -273,14 +275,14 @@ def _compute(settings: AlignSettings, iterations: int) -> float:
 
 
 def _reading(settings: AlignSettings) -> float:
-    """Passes of validations, of scales that were looked at, and of the certificate, likewise."""
+    """Passes of validations, of scales that were looked at, and of the final check, likewise."""
     log = [json.loads(line) for line in (settings.out / "log.jsonl").read_text().splitlines()]
     validations = [line["validation"] for line in log if "validation" in line]
-    scales = read_json(settings.out / "model" / "evenhand.json")["kept"].get("read_at_scale", {})
-    looks = len(validations) + max(0, len(scales) - 2)
+    facts = read_json(settings.out / "model" / "evenhand.json")
+    looks = len(validations) + max(0, len(facts["kept"].get("read_at_scale", {})) - 2)
     untuned = validations[0]["consistency"] is not None  # whose images are drawn once more, to compare
     compared = min(COMPARED, settings.validation_images) if untuned else 0
-    images = looks * settings.validation_images + compared + settings.certified_images
+    images = looks * settings.validation_images + compared + (facts["final_check"] or {"images": 0})["images"]
     return images * settings.solver_steps / (BASE_STEPS * BATCH * 3)
 
 

@@ -110,7 +110,10 @@ def _judged(world: Path, made: Cohort, target: Mix) -> dict[str, Any]:
     for attribute in target.names:
         judge = Classifier.load(classifier_folder(world, "judge", attribute))
         labels = held.table[attribute].map({group: code for code, group in enumerate(judge.groups)}).to_numpy()
-        found = estimate_mix(cohort_predictions(judge, made), cohort_predictions(judge, held), labels)
+        encoder = Encoder.load(classifier_folder(world, "judge", attribute))  # its own features, as audits take them
+        features, there = (cohort_features(encoder, cohort) for cohort in (made, held))
+        probabilities, known = (cohort_predictions(judge, cohort) for cohort in (made, held))
+        found = estimate_mix(probabilities, known, labels, features=features, calibration_features=there)
         wanted = {group: share for (group,), share in target.joint([attribute]).items()}
         distances.append(sum(abs(share - wanted.get(group, 0)) for group, share in zip(judge.groups, found.values, strict=True)) / 2)
         facts[f"{attribute}_identifiable"] = bool(found.identifiable)

@@ -6,7 +6,8 @@ Patients are parted: 60 % for the model and its guides, 40 % for the judges. The
 group, its autoencoder from all of that part, as public ones know everyone. Guides and held-out guides have a half of these patients each,
 judges the others; every classifier of a part leaves out another fifth of its patients, and is tested on that. Those readings tell how often
 the judges err, and correct what they read from generated images. Where the correction cannot be trusted, it is refused, and the refusal is
-the result. Recipes: learning the images that the model was trained on, for 600 iterations and for 1,800, and learning its own.
+the result. Recipes: learning the images that the model was trained on, for 600 iterations and for 1,800, and learning its own. A seed has
+its own parting of the patients, classifiers and model.
 """
 
 from __future__ import annotations
@@ -84,63 +85,69 @@ def main() -> None:
     if "EVENHAND_DATA" not in os.environ:
         raise SystemExit("EVENHAND_DATA is not set; it names the folder that holds the raw data sets")
     world = WORLDS[options.source]
-    _prepare(options.source, world, options.work)
     for seed in options.seeds:
+        _prepare(options.source, world, _place(options.work, seed), seed)
         for recipe in ("before", *options.recipes):
-            _run(world, options.work, recipe, seed, options.images)
+            _run(world, _place(options.work, seed), recipe, seed, options.images)
+    places = {path.name.removeprefix("seed-"): path for path in sorted(options.work.glob("seed-*"))}
     found = {
-        recipe: {
-            note.parent.name.removeprefix("seed-"): read_json(note) for note in sorted(options.work.glob(f"{recipe}/seed-*/found.json"))
-        }
+        recipe: {seed: read_json(note) for seed, path in places.items() if (note := path / recipe / "found.json").exists()}
         for recipe in ("before", *RECIPES)
     }
-    payload = {"cohorts": _sizes(options.work), "auc": _aucs(options.work), "recipes": RECIPES, "runs": found}
+    cohorts, aucs = ({seed: tell(path) for seed, path in places.items()} for tell in (_sizes, _aucs))
+    payload = {"cohorts": cohorts, "auc": aucs, "recipes": RECIPES, "runs": found}
     write_result(f"alignment_real_{world.folder}", payload, seeds=[int(seed) for seed in found["before"]])
     write_text(RESULTS / f"alignment_real_{world.folder}.md", _table(world, found))
-    _sheet(options.work, min(found["before"], key=int), RESULTS.parents[1] / "docs" / "images" / f"alignment_{world.folder}.png")
+    first = _place(options.work, int(min(found["before"], key=int)))
+    _sheet(first, RESULTS.parents[1] / "docs" / "images" / f"alignment_{world.folder}.png")
     print(_table(world, found))
 
 
-def _prepare(source: str, world: World, work: Path) -> None:
+def _place(work: Path, seed: int) -> Path:
+    """Everything of one seed."""
+    return work / f"seed-{seed}"
+
+
+def _prepare(source: str, world: World, work: Path, seed: int) -> None:
     """Parts by patient, classifiers, and the skewed model."""
     if not (work / "judge" / SCHEMA_FILE).exists():
-        _parts(source, world, work)
+        _parts(source, world, work, seed)
     learnt = [path for part in PARTS for path in _folds(work, part)]
     for place, out in enumerate([*learnt, work / "classifiers" / "encoder"]):
         if not out.exists():
             cohort, target = (work / out.name, world.attribute) if out in learnt else (work / "labelled", JOINT)
-            train_classifier(ClassifierSettings(cohort=cohort, target=target, out=out, epochs=world.epochs, seed=place))
+            train_classifier(ClassifierSettings(cohort=cohort, target=target, out=out, epochs=world.epochs, seed=100 * seed + place))
     if not (work / "initial").exists():
-        settings_ = TinySettings(cohort=work / "labelled", out=work / "initial", autoencoder_steps=world.autoencoder_steps)
+        settings_ = TinySettings(cohort=work / "labelled", out=work / "initial", autoencoder_steps=world.autoencoder_steps, seed=seed)
         init_tiny_latent(settings_)
     run = work / "run"
     if not (run / "model").exists():
         train(
             TrainSettings(
                 model=str(work / "initial"), cohort=work / "skewed", out=run, steps=world.steps, batch_size=32, learning_rate=RATE,
-                warmup=50, ema=0.995, timesteps="logit-normal", uniform_part=0, schedule="cosine", checkpoint_every=100,
+                warmup=50, ema=0.995, timesteps="logit-normal", uniform_part=0, schedule="cosine", checkpoint_every=100, seed=seed,
                 resume=(run / "config.yaml").exists(),
             )
         )  # fmt: skip
 
 
-def _parts(source: str, world: World, work: Path) -> None:
+def _parts(source: str, world: World, work: Path, seed: int) -> None:
     """Cohorts by patient: ``skewed`` of model and guides, ``guide`` and ``held-out`` its halves, ``judge`` the others; also by folds."""
     settings = ImportSettings(size=64, conditions=world.conditions, prompt_attributes=["none"])
     import_cohort(source, Path(os.environ["EVENHAND_DATA"]) / world.folder, work / "all", settings)
     whole = Cohort.load(work / "all")
     whole = whole.subset(known(whole.table, [world.attribute]))
     subjects = np.array(sorted(whole.table["subject_id"].unique()))
-    place = pd.Series(generator(0, "patients").permutation(len(subjects)) / len(subjects), index=subjects)
+    place = pd.Series(generator(seed, "patients").permutation(len(subjects)) / len(subjects), index=subjects)
     at = whole.table["subject_id"].map(place).to_numpy()
     inside = at < 0.6
-    _with_splits(whole.subset(inside), ("train",), 0).subset(_skewed(whole.subset(inside), world)).save(work / "skewed")
-    labelled = _with_splits(whole.subset(inside), ("train", "train", "val", "test"), 2)
+    _with_splits(whole.subset(inside), ("train",), seed).subset(_skewed(whole.subset(inside), world, seed)).save(work / "skewed")
+    labelled = _with_splits(whole.subset(inside), ("train", "train", "val", "test"), seed)
     with_joint(labelled).save(work / "labelled")
     for part, rows in zip(PARTS, (at < 0.3, inside & (at >= 0.3), ~inside), strict=True):
         for fold in range(FOLDS):  # test: the fold; val: the next one, which sets the temperature
             splits = tuple({fold: "test", (fold + 1) % FOLDS: "val"}.get(place, "train") for place in range(FOLDS))
-            _with_splits(whole.subset(rows), splits, 3).save(work / f"{part}-{fold}")
+            _with_splits(whole.subset(rows), splits, seed).save(work / f"{part}-{fold}")
         whole.subset(rows).save(work / part)
 
 
@@ -151,18 +158,18 @@ def _with_splits(cohort: Cohort, splits: tuple[str, ...], seed: int) -> Cohort:
     return Cohort(cohort.schema, cohort.table.assign(split=np.array(splits)[cohort.table["subject_id"].map(turn)]), cohort.root)
 
 
-def _skewed(cohort: Cohort, world: World) -> np.ndarray:
+def _skewed(cohort: Cohort, world: World, seed: int) -> np.ndarray:
     """Rows of which the common group makes up 80 %, as many as there are."""
     common = (cohort.table[world.attribute] == world.common).to_numpy()
     n = min(common.sum() / SKEW, (~common).sum() / (1 - SKEW))
-    draws = generator(0, "skew")
+    draws = generator(seed, "skew")
     rows = [draws.permutation(np.flatnonzero(part))[: round(share * n)] for part, share in ((common, SKEW), (~common, 1 - SKEW))]
     return np.isin(np.arange(len(cohort)), np.concatenate(rows))
 
 
 def _run(world: World, work: Path, recipe: str, seed: int, images: int) -> None:
     """One alignment, or the model before it, measured by images of the same seeds."""
-    path, plan = work / recipe / f"seed-{seed}", {"recipe": RECIPES.get(recipe, {}), "images": images}
+    path, plan = work / recipe, {"recipe": RECIPES.get(recipe, {}), "images": images}
     if is_done(path / "found.json", plan):
         return
     path.mkdir(parents=True, exist_ok=True)
@@ -174,7 +181,7 @@ def _aligned(world: World, work: Path, out: Path, recipe: str, seed: int) -> tup
     if not (out / "model").exists():
         _align(world, work, out, recipe, seed)
     told = read_json(out / "model" / "evenhand.json")
-    return out, {**told["kept"], "certified": told["certified"]}
+    return out, told["kept"]
 
 
 def _align(world: World, work: Path, out: Path, recipe: str, seed: int) -> None:
@@ -268,24 +275,23 @@ def _aucs(work: Path) -> dict[str, Any]:
 def _table(world: World, found: Mapping[str, Any]) -> str:
     """One row a seed and recipe."""
     groups = list(next(iter(found["before"].values()))["kid"])
-    readers = [f"{world.common}, judges", "by adjusted count", "held-out guides"]
+    readers = [f"{world.common}, judges", "by adjusted count"]
     heads = ["", "seed", *readers, "refused", *(f"KID {group}" for group in groups), "near copies"]
     lines = []
     for recipe, runs in found.items():
         for seed, facts in runs.items():
             share, count = (f"{one['share']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in (facts, facts["counted"]))
-            certified = f"{facts['certified'][world.common]:.3f}" if "certified" in facts else ""
             kid = [f"{facts['kid'][group]:.3g}" for group in groups]
-            lines.append([recipe, seed, share, count, certified, facts["refusal"] or "no", *kid, f"{facts['copies']['rate']:.3f}"])
+            lines.append([recipe, seed, share, count, facts["refusal"] or "no", *kid, f"{facts['copies']['rate']:.3f}"])
     return markdown(heads, lines) + "\n"
 
 
-def _sheet(work: Path, seed: str, path: Path, columns: int = 16) -> None:
+def _sheet(work: Path, path: Path, columns: int = 16) -> None:
     """The same noise before (above) and after (below), two pairs of rows; nothing where no alignment was run."""
-    after = [recipe for recipe in RECIPES if (work / recipe / f"seed-{seed}" / "found.json").exists()]
+    after = [recipe for recipe in RECIPES if (work / recipe / "found.json").exists()]
     if not after:
         return
-    drawn = [Cohort.load(work / recipe / f"seed-{seed}" / "drawn") for recipe in ("before", after[0])]
+    drawn = [Cohort.load(work / recipe / "drawn") for recipe in ("before", after[0])]
     rows = [cohort.pixels(range(start, start + columns)) for start in (0, columns) for cohort in drawn]
     contact_sheet(path, rows, tile=64, colours=128)
 

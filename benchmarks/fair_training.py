@@ -3,11 +3,12 @@
     python benchmarks/fair_training.py fundus --work runs/fair --methods uniform balanced bayesian_robust --seeds 0 1 2
     EVENHAND_DATA=... python benchmarks/fair_training.py ham10000 --work runs/fair-ham
 
-A method and seed is one run: train, generate equally many images of every group with the same seeds, measure. Steps, batch size, noise
-seeds and initial weights are those of the seed, whatever the method; steps of arms that the robust form gives up count. Real images
-are those of an evaluation cohort that no run trains on; features and condition scores come from classifiers trained on other real
-images than the evaluation cohort. What is done is kept in the work folder, so the script may be stopped, run again with more methods
-or seeds, and run side by side with other seeds; every call writes the table of all that is there.
+A method and seed is one run: train, generate equally many images of every group with the same seeds, measure. A seed has its own
+cohorts (of real images: its own split by subject), initial model, classifiers and noise, the same for all methods; steps of arms that
+the robust form gives up count. Real images are those of an evaluation cohort that no run of the seed trains on; features and condition
+scores come from classifiers trained on other real images than the evaluation cohort. What is done is kept in the work folder, so the
+script may be stopped, run again with more methods or seeds, and run side by side with other seeds; every call writes the table of all
+that is there.
 """
 
 from __future__ import annotations
@@ -101,21 +102,26 @@ def main() -> None:
     options = parser.parse_args()
     world, work = WORLDS[options.world], options.work
     work.mkdir(parents=True, exist_ok=True)
-    with claim(work / "world", wait=True):
-        _same_world(options.world, world, work / "world" / "world.json")
-        _prepare(options.world, world, work / "world")
     for seed in options.seeds:
+        with claim(_place(work, seed), wait=True):
+            _same_world(options.world, world, _place(work, seed) / "world.json")
+            _prepare(options.world, world, _place(work, seed), seed)
         for method in options.methods:
             _run(options.world, world, work, method, seed)
     found = {method: {path.stem: read_json(path) for path in sorted((work / "found" / method).glob("*.json"))} for method in METHODS}
     found = {method: by_seed for method, by_seed in found.items() if by_seed}
     seeds = sorted({int(seed) for by_seed in found.values() for seed in by_seed})
     name = f"fair_training_{options.world.replace('-', '_')}"
-    floor, against = _floor(options.world, world, work / "world"), against_uniform(found)
+    floor, against = _floor(options.world, world, _place(work, seeds[0]), seeds[0]), against_uniform(found)
     write_result(name, {"world": asdict(world), "equal_laws": floor, "runs": found, "against_uniform": against}, seeds=seeds)
     write_text(RESULTS / f"{name}.md", tables(found, against, floor))
     write_sheet(IMAGES / f"{name}.png", {method: Cohort.load(made) for method, made in _drawn(work, found).items()}, world.attribute)
     print(tables(found, against, floor))
+
+
+def _place(work: Path, seed: int) -> Path:
+    """Cohorts, initial model and classifiers of a seed."""
+    return work / "worlds" / str(seed)
 
 
 def _drawn(work: Path, found: dict[str, Any]) -> dict[str, Path]:
@@ -131,74 +137,75 @@ def _same_world(name: str, world: World, note: Path) -> None:
     write_json(note, now)
 
 
-def _prepare(name: str, world: World, path: Path) -> None:
+def _prepare(name: str, world: World, path: Path, seed: int) -> None:
     """Training and evaluation cohorts, judge, initial model."""
     if not all((path / part / SCHEMA_FILE).exists() for part in ("train", "judged", "eval")):
-        (_fundus if name == "fundus" else _real_images)(name, world, path)
+        (_fundus if name == "fundus" else _real_images)(name, world, path, seed)
     for target, folder, epochs in ((world.target, "judge", world.judge_epochs), (JOINT, "encoder", 2 * world.judge_epochs)):
         if not (path / folder).exists():
-            train_classifier(ClassifierSettings(cohort=path / "judged", target=target, out=path / folder, epochs=epochs))
+            train_classifier(ClassifierSettings(cohort=path / "judged", target=target, out=path / folder, epochs=epochs, seed=seed))
     if not (path / "initial").exists():
-        init_tiny_latent(TinySettings(cohort=path / "train", out=path / "initial", **world.tiny))
+        init_tiny_latent(TinySettings(cohort=path / "train", out=path / "initial", seed=seed, **world.tiny))
     if not (path / "pretrained" / "model").exists():
         changes = {"cohort": path / world.pretrained_on, "attributes": None}
-        train(_training(world, path / "initial", path, path / "pretrained", seed=1000, steps=world.pretraining).model_copy(update=changes))
+        settings = _training(world, path / "initial", path, path / "pretrained", seed=1000 + seed, steps=world.pretraining)
+        train(settings.model_copy(update=changes))
 
 
-def _fundus(name: str, world: World, path: Path) -> None:
+def _fundus(name: str, world: World, path: Path, seed: int) -> None:
     """Phantoms: 77/15/8 by race, the rare group with twice the nuisance variance; the same law in equal parts for evaluation."""
     harder, equal = "race=asian:2", "race=white:0.334,black:0.333,asian:0.333"
-    write_phantoms("fundus", path / "train", n=4000, mix="race=white:0.77,black:0.15,asian:0.08", harder=harder, seed=0)
-    drawn = write_phantoms("fundus", path / "judged-drawn", n=3000, mix=equal, harder=harder, seed=1)
+    write_phantoms("fundus", path / "train", n=4000, mix="race=white:0.77,black:0.15,asian:0.08", harder=harder, seed=10 * seed)
+    drawn = write_phantoms("fundus", path / "judged-drawn", n=3000, mix=equal, harder=harder, seed=10 * seed + 1)
     with_joint(drawn, invisible=["sex"]).save(path / "judged")
-    write_phantoms("fundus", path / "eval", n=3 * world.generated, mix=equal, harder=harder, seed=2)
-    write_phantoms("fundus", path / "common", n=4000, mix="race=white:1", seed=4)
+    write_phantoms("fundus", path / "eval", n=3 * world.generated, mix=equal, harder=harder, seed=10 * seed + 2)
+    write_phantoms("fundus", path / "common", n=4000, mix="race=white:1", seed=10 * seed + 4)
 
 
-def _floor(name: str, world: World, path: Path) -> dict[str, Any] | None:
-    """How far apart two draws of one law are by the same figures; of phantoms alone, real images are too few to part once more."""
+def _floor(name: str, world: World, path: Path, seed: int) -> dict[str, Any] | None:
+    """How far apart two draws of one law are, of the first seed, by the same figures; real images are too few to part once more."""
     if name not in MODALITIES:
         return None
     if not (path / "again" / SCHEMA_FILE).exists():
         equal = "race=white:0.334,black:0.333,asian:0.333"
-        write_phantoms(name, path / "again", n=3 * world.generated, mix=equal, harder="race=asian:2", seed=3)
+        write_phantoms(name, path / "again", n=3 * world.generated, mix=equal, harder="race=asian:2", seed=10 * seed + 3)
     return _measured(name, world, path, Cohort.load(path / "again"))
 
 
-def _real_images(name: str, world: World, path: Path) -> None:
+def _real_images(name: str, world: World, path: Path, seed: int) -> None:
     """Real images at 64 px; sex of chest radiographs resampled to 85/15 in the training split; held-out ones in equal parts."""
     conditions = ["view"] if name == "nih-cxr" else None
     raw = Path(os.environ["EVENHAND_DATA"]) / name.replace("-", "_")
-    import_cohort(name, raw, path / "all", ImportSettings(size=64, conditions=conditions, seed=0))
+    import_cohort(name, raw, path / "all", ImportSettings(size=64, conditions=conditions, seed=seed))
     whole = Cohort.load(path / "all")
     subjects = np.array(sorted(whole.table["subject_id"].unique()))
-    held = set(subjects[generator(0, "fair-training").permutation(len(subjects)) < 0.35 * len(subjects)])
+    held = set(subjects[generator(seed, "fair-training").permutation(len(subjects)) < 0.35 * len(subjects)])
     outside = whole.table["subject_id"].isin(held).to_numpy()
     splits = np.where(outside, "test", np.where(whole.table["split"] == "val", "val", "train"))
     parted = Cohort(whole.schema, whole.table.assign(split=splits), whole.root)
     parted.save(path / "whole")
     with_joint(parted.subset(~outside)).save(path / "judged")
-    kept = ~outside & (_skewed(parted, world.attribute) if name == "nih-cxr" else True)
+    kept = ~outside & (_skewed(parted, world.attribute, seed) if name == "nih-cxr" else True)
     parted.subset(kept).save(path / "train")
-    parted.subset(_equal_parts(parted, outside, world)).save(path / "eval")
+    parted.subset(_equal_parts(parted, outside, world, seed)).save(path / "eval")
 
 
-def _skewed(cohort: Cohort, attribute: str) -> np.ndarray:
+def _skewed(cohort: Cohort, attribute: str, seed: int) -> np.ndarray:
     """Rows of which the first group makes up 15 % of the training split; the validation split is left as it is."""
     values, training = cohort.table[attribute].to_numpy(), (cohort.table["split"] == "train").to_numpy()
     first, second = cohort.schema.attributes[attribute][:2]
-    rows = generator(0, "skew").permutation(np.flatnonzero(training & (values == first)))
+    rows = generator(seed, "skew").permutation(np.flatnonzero(training & (values == first)))
     keep = np.ones(len(cohort), dtype=bool)
     keep[rows[round(0.15 / 0.85 * int((training & (values == second)).sum())) :]] = False
     return keep
 
 
-def _equal_parts(cohort: Cohort, outside: np.ndarray, world: World) -> np.ndarray:
+def _equal_parts(cohort: Cohort, outside: np.ndarray, world: World, seed: int) -> np.ndarray:
     """As many held-out rows of every group as the smallest has, at most as many as are generated; of those of which all is known."""
     values = cohort.table[world.attribute].to_numpy()
     outside = outside & known(cohort.table, [*cohort.schema.attributes, *cohort.schema.conditions]).to_numpy()
     names = cohort.schema.attributes[world.attribute]
-    rows = [generator(0, "equal", group).permutation(np.flatnonzero(outside & (values == group))) for group in names]
+    rows = [generator(seed, "equal", group).permutation(np.flatnonzero(outside & (values == group))) for group in names]
     n = min([world.generated, *map(len, rows)])
     return np.isin(np.arange(len(cohort)), np.concatenate([part[:n] for part in rows]))
 
@@ -213,7 +220,7 @@ def _training(world: World, model: Path, path: Path, out: Path, seed: int, steps
 
 def _run(name: str, world: World, work: Path, method: str, seed: int) -> None:
     """One method and seed, unless it is there."""
-    found, path = work / "found" / method / f"{seed}.json", work / "world"
+    found, path = work / "found" / method / f"{seed}.json", _place(work, seed)
     if found.exists():
         return
     run = work / "runs" / f"{method}-{seed}"

@@ -230,8 +230,7 @@ def _aligned(world: Path, model: Path, seed: int) -> tuple[Path, dict[str, Any]]
     if result.interrupted:
         raise SystemExit("interrupted and saved; the same command goes on")
     return out, {
-        "iterations": result.iterations, "scale": result.scale, "distance": result.distance, "certified": result.certified,
-        "reached": result.reached,
+        "iterations": result.iterations, "scale": result.scale, "distance": result.distance,
     }  # fmt: skip
 
 

@@ -309,6 +309,9 @@ def align(
     held_out_guide: Annotated[
         list[Path] | None, typer.Option(help="Classifier that tells how far to go. [default: the last --guide of each attribute]")
     ] = None,
+    judge: Annotated[
+        list[Path] | None, typer.Option(help="Classifier that takes no part and checks on fresh seeds whether the target is reached.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help='A cohort, whose mix is used, or "sex=male:0.5,female:0.5".')] = None,
     prompts: Annotated[str | None, typer.Option(help="A cohort, or a text file with one prompt a line.")] = None,
     within: Annotated[str | None, typer.Option(help="Column of that cohort: the target holds within each of its values.")] = None,
@@ -344,7 +347,7 @@ def align(
     anchor: Annotated[float | None, typer.Option(help="Weight of real images, else own, in norms of the gradient. [default: 0]")] = None,
     anchor_cohort: Annotated[Path | None, typer.Option(help="Those real images. [default: the target, where it is a cohort]")] = None,
     lora: Annotated[int | None, typer.Option(help="Tune a LoRA of this rank instead of every weight.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Total variation that is near enough. [default: 0.02]")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest difference of a share from its target. [default: 0.05]")] = None,
     precision: Annotated[Literal["auto", "no", "bf16"] | None, typer.Option(help="[default: auto]")] = None,
     resume: Annotated[bool | None, typer.Option("--resume", help="Go on where the run stopped.")] = None,
     config: Config = None,
@@ -361,10 +364,9 @@ def align(
             print(f"interrupted at iteration {result.iterations} and saved; go on with --resume", file=sys.stderr)
         raise typer.Exit(143)
     if _first_rank():
-        if not result.reached:
+        if result.shortfall:
             warn(result.shortfall)
-        if result.certificate:
-            console.print(result.certificate, markup=False)  # brackets are bounds
+        console.print(result.verdict, markup=False)  # brackets are bounds
         print(f"{result.model}")
 
 

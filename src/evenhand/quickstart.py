@@ -201,7 +201,6 @@ def _aligned(settings: QuickstartSettings, out: Path) -> None:
                 iterations=settings.align_iterations,
                 **({"exemplars": out / "real", "learning_rate": TRAIN_RATE} if settings.align_form == "distill" else {}),
                 validation_images=settings.validation_images,
-                certified_images=0,
                 seed=settings.seed,
                 resume=(out / "aligned" / CONFIG_FILE).exists(),
             )

@@ -21,6 +21,7 @@ from evenhand.alignment.tune import align
 from evenhand.cohorts.cohort import Cohort
 from evenhand.core.artifacts import read_json
 from evenhand.core.errors import UserError
+from evenhand.models.classifiers import ClassifierSettings, train_classifier
 
 QUARTER = PromptClasses("tumour", ["none", "tumour"], {"a": 0, "b": 1}, np.array([0.25, 0.75]))
 
@@ -112,12 +113,15 @@ def test_images_are_assigned_within_their_class() -> None:
 
 @pytest.mark.parametrize("form", ["kl", "transport", "distill"])
 def test_each_class_is_led_to_its_own_mix(
-    form: str, classifier_folder: Path, speaking: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, classifier_folder: Path, brain: Path, speaking: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is told and published is by class; own images are weighed so that each class has its mix."""
+    judge = tmp_path / "judge"
+    train_classifier(ClassifierSettings(cohort=brain, target="sex", out=judge, steps=20, batch_size=16, seed=1))
     settings: dict[str, Any] = {
-        "model": str(tiny), "guide": [classifier_folder], "prompts": str(speaking), "within": "tumour", "form": form, "own_images": 0,
-        "solver_steps": 2, "batch_size": 8, "iterations": 2, "validate_every": 1, "validation_images": 40, "certified_images": 40,
+        "model": str(tiny), "guide": [classifier_folder], "judge": [judge], "check_images": 40,
+        "prompts": str(speaking), "within": "tumour", "form": form, "own_images": 0,
+        "solver_steps": 2, "batch_size": 8, "iterations": 2, "validate_every": 1, "validation_images": 40,
         "consistency": 0,
     }  # fmt: skip
     names = read_prompts(speaking, "tumour")[1].names
@@ -141,7 +145,7 @@ def test_each_class_is_led_to_its_own_mix(
     result = align(AlignSettings(**settings, target=mix, out=tmp_path / "run"))
     published = read_json(result.model / "evenhand.json")
     assert list(published["target"]) == [f"{name} x {sex}" for name in names for sex in ("male", "female")]
-    assert sum(result.certified.values()) == pytest.approx(1)
+    assert sum(result.check["shares"].values()) == pytest.approx(1)
     for exemplars in kept:
         weighed = exemplars.weights @ load_file(result.run / OWN_FILE)["shown"].double().numpy()
         np.testing.assert_allclose(weighed, list(published["target"].values()), atol=2e-3)

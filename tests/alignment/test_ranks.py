@@ -23,7 +23,7 @@ from evenhand.models.classifiers import ClassifierSettings, train_classifier
 
 def _align(settings: dict[str, Any]) -> None:
     """Every rank is to draw its part with the weights that are kept."""
-    standing, certified = Validation.standing, Validation.certified
+    standing, checked = Validation.standing, Validation.checked
 
     def same(unet: torch.nn.Module, validation: Validation) -> None:
         size = torch.stack([parameter.detach().double().norm() for parameter in unet.parameters()]).sum()
@@ -33,7 +33,7 @@ def _align(settings: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(softening, "IMAGES", 20)
         patch.setattr(Validation, "standing", lambda self, unet, sheet: (same(unet, self), standing(self, unet, sheet))[1])
-        patch.setattr(Validation, "certified", lambda self, unet, n: (same(unet, self), certified(self, unet, n))[1])
+        patch.setattr(Validation, "checked", lambda self, unet, *rest: (same(unet, self), checked(self, unet, *rest))[1])
         align(AlignSettings(**settings))
 
 
@@ -48,13 +48,14 @@ def assert_nearly_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.
 
 @pytest.mark.parametrize("form", ["kl", "transport", "distill"])
 def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, classifier_folder: Path, tmp_path: Path) -> None:
-    second = tmp_path / "second"
-    train_classifier(ClassifierSettings(cohort=brain, target="sex", out=second, steps=20, batch_size=16, seed=1))
+    second, judge = tmp_path / "second", tmp_path / "judge"
+    for seed, path in enumerate((second, judge), start=1):
+        train_classifier(ClassifierSettings(cohort=brain, target="sex", out=path, steps=20, batch_size=16, seed=seed))
     settings = AlignSettings(
         model=str(tiny), guide=[classifier_folder, second], target="sex=male:1,female:0", prompts=str(brain), out=tmp_path / "one",
         form=form, own_images=60 if form == "distill" else 0, anchor=1.0, anchor_cohort=brain,
         consistency=0 if form == "distill" else 1, solver_steps=3, batch_size=4, iterations=2, validate_every=1,
-        validation_images=60, certified_images=60, learning_rate=1e-3, tolerance=1e-6,
+        validation_images=60, judge=[judge], check_images=60, learning_rate=1e-3, tolerance=1e-6,
     )  # fmt: skip
     if form == "distill":  # what an untrained model shows is one group alone
         probe = settings.model_copy(update={"out": tmp_path / "probe"})
@@ -76,5 +77,5 @@ def test_two_processes_align_as_one_does(form: str, tiny: Path, brain: Path, cla
         assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-3)
         assert double["loss"] == pytest.approx(single["loss"], rel=1e-3)
     alone, together = (read_json(folder / "model" / "evenhand.json") for folder in (one.run, both.out))
-    for key in ("kept", "certified", "certified_interval"):
+    for key in ("kept", "final_check"):
         assert together[key] == alone[key]

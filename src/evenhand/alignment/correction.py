@@ -73,7 +73,7 @@ class Correction:
             votes: (n, C K), a row an image.
             settled: what is done with shares before they are told.
         """
-        draws = generator(seed, "certificate")
+        draws = generator(seed, "final check")
         means = draws.dirichlet(votes.sum(0) + 0.5, size=_BOOTSTRAPS)
         low, high = np.percentile([settled(self._solved(self.matrix(draws), mean)) for mean in means], [2.5, 97.5], axis=0)
         return low, high

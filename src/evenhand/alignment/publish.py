@@ -21,7 +21,7 @@ def publish(
     groups: list[str],
     guides: Guides,
     held_out: Guides,
-    certificate: Mapping[str, Any],
+    check: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> Path:
     """Write the best weights as ``OUT/model``; a LoRA run adds ``OUT/lora`` and folds it into the model."""
@@ -33,7 +33,7 @@ def publish(
             "guides": [*_facts(guides, "guide"), *_facts(held_out, "held-out guide")],
             "target": dict(zip(groups, state.target.tolist(), strict=True)),
             "kept": state.best,
-            **certificate,
+            **check,
             "aligned_from": state.model_sha256,
         }
         write_model(settings.out, settings.model, pipeline, stage_of(pipeline).unet, state.best_weights, settings.sampling.block(), facts)

@@ -37,6 +37,9 @@ class AlignSettings(Settings):
     held_out_guide: list[Path] = Field(
         [], description="classifiers that do not guide but tell where it is; default: the last --guide of each attribute"
     )
+    judge: list[Path] = Field(
+        [], description="classifiers that neither guide nor validate: whether the target is reached is checked by them, or not at all"
+    )
     target: str = Field(description="a cohort, whose mix of the guides' attributes is used, or a mix such as sex=male:0.5,female:0.5")
     prompts: str = Field(description="a cohort, whose training prompts are used as they stand, or a text file, one prompt a line")
     within: str | None = Field(None, description="column of the prompts' cohort: the target holds within each of its values")
@@ -77,8 +80,8 @@ class AlignSettings(Settings):
     lora: int | None = Field(None, ge=1, description="rank; default tunes every weight of the denoiser")
     validate_every: int = Field(200, ge=1, description="*")
     validation_images: int = Field(2000, ge=20, description="* the mix is read from so many, with a standard error of 1 / (2 sqrt n)")
-    tolerance: float = Field(0.02, gt=0, description="total variation from the target; reached twice in a row, kl and transport end")
-    certified_images: int = Field(1000, ge=0, description="of fresh seeds, drawn with the weights that are kept")
+    tolerance: float = Field(0.05, gt=0, description="largest difference of a share from its target; kl and transport end near it")
+    check_images: int | None = Field(None, ge=20, description="of fresh seeds, for the judges; default: as many as the tolerance needs")
     checkpoint_every: int = Field(5, ge=1)
     precision: Annotated[Literal["auto", "no", "bf16"], WORD] = Field("auto", description="gradients of images do not bear fp16's range")
     max_skipped: int = Field(5, ge=1, description="stop after so many iterations in a row whose gradient is not finite")
@@ -137,6 +140,11 @@ class AlignSettings(Settings):
         return Sampling(self.solver_steps, self.guidance_scale, "dpm++", self.timestep_spacing)
 
     @property
+    def near(self) -> float:
+        """Total variation from the target that counts as near at validation."""
+        return self.tolerance / 2
+
+    @property
     def draws_own(self) -> bool:
         """Whether images of the untuned model are wanted."""
         return bool(self.own_images) and self.exemplars is None
@@ -163,27 +171,30 @@ class AlignResult:
     kept: int  # the iteration whose averaged weights are the model
     scale: float  # of them, on the way from the untuned weights; other than 1 in form distill alone
     distance: float | None  # at validation
-    certified: dict[str, float] | None  # share of each joint group on fresh seeds
-    certified_interval: dict[str, tuple[float, float]] | None  # 95 %: of the images, and of what is known of the held-out guides' errors
-    reached: bool
-    contradicted: bool = False  # near at validation, and not on fresh seeds: then it is not reached
+    near: float  # the distance that counts as near at validation
+    check: dict[str, Any] | None = None  # images, shares and 95 % intervals by the judges on fresh seeds; None without judges
     interrupted: bool = False
 
     @property
-    def certificate(self) -> str:
-        """Who is drawn on fresh seeds, in words; empty where nobody looked."""
-        if not self.certified or not self.certified_interval:
-            return ""
-        bounds = self.certified_interval
-        return "on fresh seeds: " + ", ".join(
-            f"{group} {share:.3f} [{bounds[group][0]:.3f}, {bounds[group][1]:.3f}]" for group, share in self.certified.items()
-        )
+    def reached(self) -> bool:
+        """Whether judges showed that every share is within the tolerance of its target; False where nobody checked."""
+        return self.check is not None and bool(self.check["reached"])
+
+    @property
+    def verdict(self) -> str:
+        """``reached``, ``not reached`` or ``not checked``, with what the judges read on fresh seeds."""
+        if self.check is None:
+            return "not checked: no judge was given; --judge CLF, which neither guides nor validates, checks on fresh seeds"
+        bounds = self.check["intervals"]
+        shares = self.check["shares"].items()
+        read = ", ".join(f"{group} {share:.3f} [{bounds[group][0]:.3f}, {bounds[group][1]:.3f}]" for group, share in shares)
+        return f"{'reached' if self.reached else 'not reached'}, by the judges on {self.check['images']} images of fresh seeds: {read}"
 
     @property
     def shortfall(self) -> str:
-        """What to say where the target was not reached, and what to do."""
-        if self.contradicted:
-            return "the target was near at validation, and is not on fresh seeds; raise validation_images in a --config file"
+        """What to say, and to do, where the weights that are kept are not near the target by the validators; empty where they are."""
+        if self.distance is None or self.distance <= self.near:
+            return ""
         remedy = "raise --tolerance or --iterations"
         if self.scale == 0:
             remedy = "no tuned weights came nearer, so the model is as it was; raise --iterations"

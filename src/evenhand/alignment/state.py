@@ -94,7 +94,7 @@ class AlignState:
         Form distill keeps its last weights, since images get better as its rate falls; how far to go with them is seen at the end.
         """
         self.standing = {"untuned": self.standing.get("untuned", held_out), "newest": held_out}
-        self.within = self.within + 1 if self.distance <= self.settings.tolerance else 0
+        self.within = self.within + 1 if self.distance <= self.settings.near else 0
         if self.settings.form != "distill" and (self.best is None or self.distance < self.best["distance"]):
             self.keep({"iteration": self.iteration, "distance": self.distance}, self.learner.averaged_weights())
 

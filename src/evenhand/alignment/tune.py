@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from evenhand.alignment.checking import images_needed, judges_leave_open
+from evenhand.alignment.correction import Correction
 from evenhand.alignment.defaults import resolved
 from evenhand.alignment.exemplars import Exemplars
 from evenhand.alignment.publish import publish
@@ -107,7 +109,7 @@ def _run(work: Work, stop: StopSignal) -> AlignResult:
 
 
 def _interrupted(work: Work) -> AlignResult:
-    return AlignResult(work.settings.out, None, work.state.iteration, 0, 1.0, None, None, None, reached=False, interrupted=True)
+    return AlignResult(work.settings.out, None, work.state.iteration, 0, 1.0, None, work.settings.near, interrupted=True)
 
 
 def _log(work: Work, facts: dict[str, Any]) -> None:
@@ -200,21 +202,33 @@ def _validate(work: Work, validation: Validation) -> dict[str, Any]:
 
 
 def _kept(work: Work, validation: Validation) -> AlignResult:
-    """Publish the best weights, and count who they draw on fresh seeds."""
+    """Publish the best weights, checked by the judges."""
     settings, state = work.settings, work.state
     assert state.best is not None
     work.unet.load_state_dict(state.best_weights, strict=False)
-    certified = interval = None
-    near, contradicted = bool(state.best["distance"] <= settings.tolerance), False
-    if settings.certified_images:
-        found = validation.certified(work.unet, settings.certified_images)
-        certified = dict(zip(work.groups, found.shares.tolist(), strict=True))
-        interval = dict(zip(work.groups, zip(found.low.tolist(), found.high.tolist(), strict=True), strict=True))
-        contradicted = near and not found.allows(state.target, settings.tolerance)
-    told = {"certified": certified, "certified_interval": interval, "not_corrected": work.corrections["held-out guide"].unknown}
+    check = _checked(work, validation)
+    told = {"final_check": check, "not_corrected": work.corrections["held-out guide"].unknown}
     model = publish(settings, state, work.groups, work.guides, work.held_out, told, work.accelerator)
-    scale = state.best.get("scale", 1.0)
-    kept, distance = state.best["iteration"], state.best["distance"]
-    return AlignResult(
-        settings.out, model, state.iteration, kept, scale, distance, certified, interval, near and not contradicted, contradicted
-    )
+    kept, distance, scale = state.best["iteration"], state.best["distance"], state.best.get("scale", 1.0)
+    return AlignResult(settings.out, model, state.iteration, kept, scale, distance, settings.near, check)
+
+
+def _checked(work: Work, validation: Validation) -> dict[str, Any] | None:
+    """What the judges read on fresh seeds, and whether it shows that the target is met; None without judges."""
+    settings, judges, target = work.settings, work.judges, work.state.target
+    if judges is None:
+        return None
+    classes = work.drawing.classes
+    correction = Correction.of(judges, len(classes.names))
+    n = settings.check_images or images_needed(target, settings.tolerance, correction)
+    if work.accelerator.is_main_process:
+        for reason in correction.unknown:
+            warn(f"judge: {reason}; until then its readings are not corrected for its errors")
+        note(f"final check: {n} images of fresh seeds, to show each share within {settings.tolerance:g} of its target")
+        if (left := judges_leave_open(target, correction, classes, settings.seed)) > settings.tolerance:
+            warn(
+                f"final check: the judges' test subjects leave +-{left:.3f} of a share open, more than the tolerance "
+                f"{settings.tolerance:g}, and no number of images closes that; train the judge on a larger cohort, or raise --tolerance"
+            )
+    check = validation.checked(work.unet, judges, correction, n)
+    return check.facts(work.groups, check.shows(target, settings.tolerance))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from evenhand.alignment.checking import FinalCheck
 from evenhand.alignment.correction import Correction
 from evenhand.alignment.drawing import Drawing
 from evenhand.alignment.guides import Guides, in_colour
@@ -37,19 +38,6 @@ class Standing:
     def parted(self) -> bool:
         """Whether guide and held-out guide read different mixes."""
         return bool(total_variation(self.guide, self.held_out) > PARTED)
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Shares (C K,) of joint groups on seeds that no step and no validation has seen, by the held-out guides, and 95 % bounds."""
-
-    shares: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-    def allows(self, target: np.ndarray, tolerance: float) -> bool:
-        """Whether the target (C K,) is near enough, or within all bounds."""
-        return bool(total_variation(self.shares, target) <= tolerance or ((self.low <= target) & (target <= self.high)).all())
 
 
 @dataclass(frozen=True)
@@ -95,16 +83,13 @@ class Validation:
         return Standing(guide, held_out, float(rows[: len(self.untuned), -1].mean()) if self.encoders else None)
 
     @torch.no_grad()
-    def certified(self, unet: torch.nn.Module, n: int) -> Certificate:
-        """Shares among ``n`` images."""
-        found = [
-            (places, self._votes(self.held_out, pixels, classes))
-            for places, classes, pixels in self.drawing.images(unet, "certification", n)
-        ]
-        votes, (_, correction) = self.drawing.whole(found, n).double().numpy(), self.corrections
+    def checked(self, unet: torch.nn.Module, judges: Guides, correction: Correction, n: int) -> FinalCheck:
+        """Shares among ``n`` images of seeds that no step and no validation has seen, by the judges."""
+        read = [(rows, self._votes(judges, pixels, classes)) for rows, classes, pixels in self.drawing.images(unet, "final check", n)]
+        votes = self.drawing.whole(read, n).double().numpy()
         shares = self._settled(correction.shares(votes.mean(0)))
         low, high = correction.interval(votes, self._settled, self.drawing.settings.seed)
-        return Certificate(shares, np.minimum(low, shares), np.maximum(high, shares))
+        return FinalCheck(shares, np.minimum(low, shares), np.maximum(high, shares), n)
 
     def _nearness(self, places: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
         """Cosine (b,) to the untuned model's images of these places; 0 of those that are not compared."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from evenhand.alignment.checking import load_judges
 from evenhand.alignment.correction import Correction
 from evenhand.alignment.defaults import resolved
 from evenhand.alignment.drawing import Drawing, read_prompts, stating
@@ -20,12 +21,13 @@ from evenhand.alignment.guides import Guides
 from evenhand.alignment.settings import AlignSettings
 from evenhand.alignment.softening import soften
 from evenhand.alignment.state import AlignState
+from evenhand.audit.judges import guides_in
 from evenhand.cohorts.cohort import Cohort, is_cohort
 from evenhand.core.errors import UserError, did_you_mean
 from evenhand.core.progress import warn
 from evenhand.models.classifiers import Classifier
 from evenhand.models.encoders import Encoder
-from evenhand.models.pipelines import clip_of, has_clip
+from evenhand.models.pipelines import clip_of, has_clip, model_provenance
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Work:
     corrections: dict[str, Correction]  # of guides and held-out guides
     encoders: list[Encoder]
     real: Exemplars | None
+    judges: Guides | None
     fingerprint: dict[str, str]
     own: Exemplars | None = None
 
@@ -70,6 +73,7 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
     """
     settings = resolved(settings)
     guides, held_out = _guides(settings, accelerator)
+    judges = load_judges(settings.judge, guides, held_out, guides_in(model_provenance(settings.model)))
     prompts, classes = read_prompts(Path(settings.prompts), settings.within)
     target = classes.target(settings.target, guides)
     corrections = {role: Correction.of(found, len(classes.names)) for role, found in (("guide", guides), ("held-out guide", held_out))}
@@ -108,8 +112,9 @@ def prepare(settings: AlignSettings, accelerator: Accelerator) -> Work:
         "real images": _digest(real.facts) if real is not None else "",
     }
     guides, held_out = guides.to(accelerator.device), held_out.to(accelerator.device)
+    judges = judges.to(accelerator.device) if judges else None
     softened = soften(guides, target, drawing, state.untuned, settings.confidence) if settings.form == "kl" else (guides, target)
-    return Work(settings, accelerator, state, drawing, guides, *softened, held_out, corrections, encoders, real, fingerprint)
+    return Work(settings, accelerator, state, drawing, guides, *softened, held_out, corrections, encoders, real, judges, fingerprint)
 
 
 def _warn_of(prompts: Sequence[str], guides: Guides, consequence: str) -> None:

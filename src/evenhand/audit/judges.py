@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -55,11 +56,17 @@ def cohort_hash(cohort: Cohort) -> str:
 
 def guides_of(cohort: Cohort) -> set[str]:
     """Hashes of the classifiers that guided any alignment of the model behind a generated cohort, by its provenance."""
-    note, found = cohort.schema.made, set[str]()
+    return guides_in(cohort.schema.made or {})
+
+
+def guides_in(provenance: Mapping[str, Any]) -> set[str]:
+    """Hashes of the classifiers that guided any alignment of a model, by its provenance or that of its images."""
+    hashes: set[str] = set()
+    note: Mapping[str, Any] | None = provenance
     while note:  # a model may have been aligned more than once, or trained further since: every note holds that of the model before
-        found |= {str(guide["sha256"] if isinstance(guide, dict) else guide) for guide in note.get("guides") or []}
-        note = note.get("model_provenance") or {}
-    return found
+        hashes |= {str(guide["sha256"] if isinstance(guide, dict) else guide) for guide in note.get("guides") or []}
+        note = note.get("model_provenance")
+    return hashes
 
 
 def gather_judges(
