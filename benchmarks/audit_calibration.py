@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from calibration_verdicts import fidelity, reached, refusals, shares, utility
 from common import write_result
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -334,6 +335,11 @@ SECTIONS: dict[str, Callable[[int], Rates]] = {
     "pairs": pairs,
     "spreads": spreads,
     "copies": copies,
+    "fidelity": fidelity,
+    "utility": utility,
+    "shares": shares,
+    "reached": reached,
+    "refusals": refusals,
 }
 
 

@@ -565,6 +565,8 @@ def test_images_needed_by_hand() -> None:
     half, few = np.array([0.5, 0.5]), np.array([0.02, 0.98])
     assert images_needed(half, 0.05, sure) == 1537 and images_needed(half, 0.02, sure) == 9604
     assert images_needed(half, 0.05, errs) == pytest.approx(1536.6 / 0.36, abs=1) and images_needed(few, 0.05, sure) == 200
+    assert images_needed(half, 0.05, sure, 0.02) == pytest.approx(0.25 * 1.96**2 / (0.025**2 - 0.02**2), abs=1)
+    assert images_needed(half, 0.05, sure, 0.4) == pytest.approx(4 * 1536.6, abs=1)
     one = PromptClasses.one([""])
     assert judges_leave_open(half, sure, one, 0) < 0.001
     assert judges_leave_open(half, errs, one, 0) == pytest.approx(1.96 * 0.5 * (2 * 0.16 / 400) ** 0.5 / 0.6, rel=0.2)

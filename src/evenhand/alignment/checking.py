@@ -76,15 +76,17 @@ def load_judges(paths: Sequence[Any], guides: Guides, held_out: Guides, earlier:
     return Guides({attribute: judges.by_attribute[attribute] for attribute in guides.by_attribute}, order=guides.groups)
 
 
-def images_needed(target: np.ndarray, tolerance: float, correction: Correction) -> int:
+def images_needed(target: np.ndarray, tolerance: float, correction: Correction, left_open: float = 0.0) -> int:
     """How many images show a target (C K,) that is met, in 19 of 20 checks, as far as their number decides.
 
-    The half width of a share's interval is then half of the tolerance. Correcting the judges' errors multiplies the noise of a share by up
-    to the inverse of their matrix' least singular value.
+    The half width of a share's interval is then half of the tolerance, of which ``left_open`` is what no number of images changes; for
+    their own part images have a quarter of the tolerance at least. Correcting the judges' errors multiplies the noise of a share by up to
+    the inverse of their matrix' least singular value.
     """
     slope = float(np.linalg.svd(correction.matrix(), compute_uv=False)[-1])
     widest = float((target * (1 - target)).max())
-    return max(LEAST_IMAGES, math.ceil(widest * (Z95 / (_PART * tolerance * max(slope, 1e-6))) ** 2))
+    half = math.sqrt(max((_PART * tolerance) ** 2 - left_open**2, (_PART * tolerance / 2) ** 2))
+    return max(LEAST_IMAGES, math.ceil(widest * (Z95 / (half * max(slope, 1e-6))) ** 2))
 
 
 def judges_leave_open(target: np.ndarray, correction: Correction, classes: PromptClasses, seed: int) -> float:

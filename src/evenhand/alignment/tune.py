@@ -220,12 +220,13 @@ def _checked(work: Work, validation: Validation) -> dict[str, Any] | None:
         return None
     classes = work.drawing.classes
     correction = Correction.of(judges, len(classes.names))
-    n = settings.check_images or images_needed(target, settings.tolerance, correction)
+    left = judges_leave_open(target, correction, classes, settings.seed)
+    n = settings.check_images or images_needed(target, settings.tolerance, correction, left)
     if work.accelerator.is_main_process:
         for reason in correction.unknown:
             warn(f"judge: {reason}; until then its readings are not corrected for its errors")
         note(f"final check: {n} images of fresh seeds, to show each share within {settings.tolerance:g} of its target")
-        if (left := judges_leave_open(target, correction, classes, settings.seed)) > settings.tolerance:
+        if left > settings.tolerance:
             warn(
                 f"final check: the judges' test subjects leave +-{left:.3f} of a share open, more than the tolerance "
                 f"{settings.tolerance:g}, and no number of images closes that; train the judge on a larger cohort, or raise --tolerance"

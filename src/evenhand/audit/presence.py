@@ -74,7 +74,9 @@ def presence_table(reading: Reading, target: Target, data: PresenceData, *, judg
     shares = {row.group: row.value if row.value is not None else math.nan for row in rows}
     known = found is None or found.estimate.identifiable
     gap = mix_gap(shares, target.shares) if target.shares and known and reading.basis != "none" else math.nan
-    radius, parity = _gap_error(names, found, target) if math.isfinite(gap) else (math.nan, math.nan)
+    errors = _joint_errors(names, found) if math.isfinite(gap) else None
+    wanted = np.array([target.shares.get(name, math.nan) for name in names])
+    radius, parity = (math.nan, math.nan) if errors is None else gap_error(errors, wanted, target.effective)
     return PresenceTable(
         question=f"presence:{reading.question}", by=list(reading.by), basis=reading.basis, shown=judge_only,
         n=counted.n, n_real=target.n, n_target=target.effective, stated=list(target.stated), gap=number(gap),
@@ -89,27 +91,32 @@ def presence_table(reading: Reading, target: Target, data: PresenceData, *, judg
     )  # fmt: skip
 
 
-def _gap_error(names: list[str], found: _Corrected | None, target: Target) -> tuple[float, float]:
+def gap_error(errors: np.ndarray, wanted: np.ndarray, effective: float) -> tuple[float, float]:
     """95th percentile, and mean, of the total variation distance that errors of the shares and of the target alone make.
 
-    By the triangle inequality no gap is further from the true one than that distance. What was requested has no error; the target has
-    that of as many independent real images as it is worth.
+    By the triangle inequality no gap is further from the true one than that distance.
+
+    Args:
+        errors: draws (B, K) of the shares' joint error.
+        wanted: (K,) shares of the target; it has the error of ``effective`` independent real images, none where that is 0.
     """
-    errors = np.zeros((1, len(names)))
-    if found is not None:
-        if found.errors is None:
-            return math.nan, math.nan
-        errors = np.stack([found.errors.get(name, np.zeros(1)) + np.zeros(_most(found.errors)) for name in names], axis=1)
-    if target.effective > 0:
-        wanted = np.array([target.shares[name] for name in names])
-        draws = generator(0, "presence", "target").multinomial(max(1, round(target.effective)), wanted / wanted.sum(), size=_TARGETS)
-        errors = np.resize(errors, (_TARGETS, len(names))) - (draws / max(1, round(target.effective)) - wanted / wanted.sum())
+    if effective > 0:
+        n = max(1, round(effective))
+        target = wanted / wanted.sum()
+        draws = generator(0, "presence", "target").multinomial(n, target, size=_TARGETS) / n
+        errors = np.resize(errors, draws.shape) - (draws - target)
     apart = np.abs(errors).sum(axis=1) / 2
     return float(np.quantile(apart, 0.95)), float(apart.mean())
 
 
-def _most(errors: Mapping[str, np.ndarray]) -> int:
-    return max(len(part) for part in errors.values())
+def _joint_errors(names: list[str], found: _Corrected | None) -> np.ndarray | None:
+    """Draws (B, K) of the shares' errors; 0 of what was requested, None where an estimate has none."""
+    if found is None:
+        return np.zeros((1, len(names)))
+    if found.errors is None:
+        return None
+    size = max(len(part) for part in found.errors.values())
+    return np.stack([found.errors.get(name, np.zeros(1)) + np.zeros(size) for name in names], axis=1)
 
 
 def target_p_value(rows: Sequence[PresenceRow], target: Target) -> float:
