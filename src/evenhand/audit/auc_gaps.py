@@ -26,6 +26,7 @@ LARGE = 250  # of each class on each side: beyond, the law of an AUC is taken as
 SCREENING, DRAWS = 1000, 20_000  # permutations; the many only where the p-value is below ``_DOUBTFUL``
 _DOUBTFUL = 0.2
 _PRIOR = 3.0  # images that Hanley and McNeil's variance counts for beside DeLong's
+_AT_MOST = 1000  # images of a class and side that are permuted
 _CELLS_AT_ONCE = 2_000_000
 
 
@@ -216,7 +217,7 @@ def _of_two_sides(
     rng = generator(*key, name)
     if min(side.fewest for side in sides) >= LARGE:
         return _normal(value, variance, number, rng)
-    single = [_one_per_subject(*side) for side in (own, other)]
+    single = [_few_and_independent(*side) for side in (own, other)]
     score, positive = (np.concatenate(parts) for parts in zip(*single, strict=True))
     sizes = [int(single[0][1].sum()), int((~single[0][1]).sum())]
     by_score = np.argsort(score, kind="stable")
@@ -226,11 +227,8 @@ def _of_two_sides(
     for start in range(0, number, block):
         chosen = np.zeros((min(block, number - start), len(score)), dtype=bool)
         for rows, size in zip((np.flatnonzero(positive), np.flatnonzero(~positive)), sizes, strict=True):
-            taken = rng.random((len(chosen), len(rows))).argpartition(size - 1, axis=1)[:, :size] if size < len(rows) else None
-            if taken is None:
-                chosen[:, rows] = True
-            else:
-                np.put_along_axis(chosen, rows[taken], True, axis=1)
+            taken = rng.random((len(chosen), len(rows))).argpartition(size - 1, axis=1)[:, :size]
+            np.put_along_axis(chosen, rows[taken], True, axis=1)
         chosen = chosen[:, by_score]
         parts = [_aucs(side, positive[by_score], steps) for side in (chosen, ~chosen)]
         found.append((parts[0][0] - parts[1][0], parts[0][1] + parts[1][1]))
@@ -279,10 +277,13 @@ def _placed(score: np.ndarray, positive: np.ndarray, units: np.ndarray) -> _Plac
     return _Placed(auc, variance * (max(1.0, together / alone) if alone > 0 else 1.0), min(counts))
 
 
-def _one_per_subject(score: np.ndarray, positive: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first image of each subject and class: as many independent ones as there are."""
+def _few_and_independent(score: np.ndarray, positive: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first image of each subject and class, at most ``_AT_MOST`` of a class: beyond, the side has no part in how the law departs
+    from a normal one.
+    """
     first = np.unique(2 * units + positive, return_index=True)[1]
-    return score[first], positive[first]
+    kept = np.concatenate([first[positive[first] == side][:_AT_MOST] for side in (False, True)])
+    return score[kept], positive[kept]
 
 
 def _placements(chosen: np.ndarray, positive: np.ndarray, steps: np.ndarray) -> np.ndarray:
