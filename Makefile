@@ -15,10 +15,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: $(VENV)/.stamp-runtime
 	$(BIN)/evenhand quickstart
 
-# One thread per worker unless the user says otherwise: OpenMP threads of several workers on the same cores wait for each other.
-# A file's tests stay in one worker, so what they share is made once.
+# A file's tests stay in one worker, so what they share is made once. OMP_NUM_THREADS is 1 unless it is set: tests/conftest.py.
 test: check
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-fail-under=85
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-fail-under=85
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff check src tests benchmarks

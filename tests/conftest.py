@@ -2,7 +2,10 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums are the same in every process
+# Before torch is imported. One thread: sums are the same in every process. Sleeping while they wait, should there be more: the threads of
+# several workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ.pop("EVENHAND_DEBUG", None)
 
