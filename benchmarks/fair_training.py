@@ -26,8 +26,9 @@ import numpy as np
 from common import JOINT, RESULTS, number, with_joint, write_result
 from leaderboard import against_uniform, tables, write_sheet
 
-from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
+from evenhand.audit.fidelity import frechet_distance, kernel_distance
 from evenhand.audit.semantics import group_auc
+from evenhand.audit.subsampling import size_matched
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.cohorts.phantoms.cohort import write_phantoms

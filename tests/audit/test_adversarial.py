@@ -10,17 +10,18 @@ import pytest
 from typer.testing import CliRunner
 
 from evenhand.audit.equity import equity_scaled
-from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
+from evenhand.audit.fidelity import frechet_distance, kernel_distance
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.gaps import quality_gap
 from evenhand.audit.intervals import FeatureError
-from evenhand.audit.manifold import gaussian_mmd, log_inception_score, manifold_metrics
+from evenhand.audit.manifold import clip_distance, log_inception_score, manifold_metrics
 from evenhand.audit.memorization import authenticity, copy_rate
 from evenhand.audit.reliability import brier_score, expected_calibration_error
 from evenhand.audit.representation import estimate_mix
 from evenhand.audit.result import AuditResult
 from evenhand.audit.run import AuditSettings, audit_cohorts
 from evenhand.audit.semantics import group_auc, odds_difference, parity_difference
+from evenhand.audit.subsampling import size_matched
 from evenhand.audit.utility import utility_difference
 from evenhand.cli import app
 from evenhand.cohorts.cohort import Cohort
@@ -103,7 +104,7 @@ def sweep() -> dict[str, Callable[[np.ndarray], Any]]:
         "size_matched": lambda x: size_matched(good, x, groups(good), groups(x), "frechet", repeats=2),
         "gap": lambda x: quality_gap(x, good, groups(x), groups(good), n_boot=99),
         "manifold": lambda x: manifold_metrics(good, x),
-        "mmd": lambda x: gaussian_mmd(good, x),
+        "mmd": lambda x: clip_distance(good, x),
         "log-is": lambda x: log_inception_score(both(x)),
         "mix": lambda x: estimate_mix(both(x), both(good), labels(good), n_boot=20),
         "mix features": lambda x: estimate_mix(both(good), both(good), labels(good), features=x, calibration_features=good, n_boot=20),

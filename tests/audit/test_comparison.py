@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from evenhand.audit.comparison import compare
-from evenhand.audit.result import AuditResult, Cell, CohortFacts, JudgeFacts, SemanticRow, SemanticTable
+from evenhand.audit.result import AuditResult, Cell, CohortFacts, JudgeFacts, MonteCarlo, SemanticRow, SemanticTable
 
 
 def audit(values: dict[str, float], judge: str = "j", real: str = "r") -> AuditResult:
@@ -24,7 +24,7 @@ def audit(values: dict[str, float], judge: str = "j", real: str = "r") -> AuditR
     seen = JudgeFacts(path="p", target="tumour", groups=["no", "yes"], auc=0.9, sha256=judge, subjects_sha256="s", trained_here=True)
     return AuditResult(
         real=facts, synthetic=facts, real_rows="val+test", n={}, seeds={}, settings={}, judges=[seen], encoders=[], presence=[], quality=[],
-        semantics=[table], findings=[], provenance={},
+        semantics=[table], findings=[], provenance={}, monte_carlo=MonteCarlo(value=0.0, bound=0.0, p_value=0.0),
     )  # fmt: skip
 
 

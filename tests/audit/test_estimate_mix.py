@@ -213,7 +213,7 @@ def test_names_stand_for_columns_in_their_order() -> None:
         ({"probs": np.zeros((0, 2))}, r"probs have shape \(0, 2\)"),
         ({"probs": np.full((4, 3), 1 / 3)}, "probs have 3 columns, calibration_probs 2; use one classifier for both"),
         ({"calibration_labels": ["a", "b", "c", "a"]}, r"calibration_labels name 3 groups \(a, b, c\) for 2 columns"),
-        ({"calibration_labels": [0, 1]}, "2 calibration_labels for 4 images; give one an image"),
+        ({"calibration_labels": [0, 1]}, "2 calibration_labels for 4 images; give one per image"),
         ({"calibration_labels": [-1, -1, -1, -1]}, "no image has a known group"),
         ({"method": "em"}, "method 'em' is not known; did you mean"),
         ({"features": np.zeros((4, 2))}, "features and calibration_features belong together"),

@@ -1,13 +1,16 @@
 """Distances against independent formulas, and their intervals by simulation."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.linalg import sqrtm
 
-from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
+from evenhand.audit.fidelity import frechet_distance, frechet_measured, halves_distance, kernel_distance
 from evenhand.audit.frame import Estimate
 from evenhand.audit.intervals import FeatureError
+from evenhand.audit.subsampling import size_matched
 from evenhand.core.errors import UserError
 
 
@@ -238,3 +241,52 @@ def test_huge_features_and_single_subjects_are_errors_and_constant_ones_are_not(
     with pytest.raises(FeatureError, match="3 subject ids"):
         kernel_distance(np.ones((4, 2)), np.ones((4, 2)), subjects=[1, 2, 3])
     assert kernel_distance(np.ones((4, 2)), np.ones((5, 2))) == Estimate(0.0, 0.0, 0.0, 5)
+
+
+@pytest.mark.parametrize(("n", "features"), [(60, 5), (24, 40)])
+def test_the_frechet_distances_variance_is_that_of_counting_an_image_a_little_more_often(n: int, features: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(n, features)), rng.normal(0.3, 1.2, size=(n + 7, features))
+    subjects = np.arange(n) // 2
+
+    def weighted(counts: np.ndarray) -> float:
+        """The distance with image i of x counted so many times: closed form of two Gaussians."""
+        mean = (counts @ x) / counts.sum()
+        centred = (x - mean) * np.sqrt(counts * n / counts.sum() / (n - 1))[:, None]
+        other = (y - y.mean(axis=0)) / math.sqrt(len(y) - 1)
+        overlap = np.linalg.svd(centred @ other.T, compute_uv=False).sum()
+        return float(((mean - y.mean(axis=0)) ** 2).sum() + (centred**2).sum() + (other**2).sum() - 2 * overlap)
+
+    step = 1e-5
+    slopes = np.array([(weighted(np.ones(n) + step * row) - weighted(np.ones(n) - step * row)) / (2 * step) for row in np.eye(n)])
+    sums = np.bincount(subjects, weights=slopes)
+    found = frechet_measured(x, y, subjects, np.arange(n + 7))
+    assert found.value == pytest.approx(frechet_distance(x, y), rel=1e-12) and found.value == pytest.approx(weighted(np.ones(n)), rel=1e-9)
+    assert found.variances[0] == pytest.approx(float((sums**2).sum()) * len(sums) / (len(sums) - 1), rel=1e-5)
+
+
+def test_the_floor_is_the_range_of_distances_between_random_halves() -> None:
+    rng = np.random.default_rng(5)
+    x = np.repeat(rng.normal(size=(60, 4)), 2, axis=0) + 0.3 * rng.normal(size=(120, 4))
+    subjects = np.arange(120) // 2
+    floor = halves_distance(x, subjects=subjects)
+    values = []
+    for _ in range(400):
+        half = (rng.permutation(60) < 30)[subjects]
+        values.append(kernel_distance(x[half], x[~half], subjects=(subjects[half], subjects[~half])).value)
+    assert abs(np.mean(values)) < 0.1 * floor.high and floor.value == 0
+    assert np.std(values) == pytest.approx(floor.high / 2.0, rel=0.15)
+    with pytest.raises(FeatureError, match="features of 2 subjects; two halves need at least 4"):
+        halves_distance(x[:4], subjects=subjects[:4])
+
+
+def test_another_seed_hardly_moves_a_size_matched_distance() -> None:
+    rng = np.random.default_rng(6)
+    real, synthetic = rng.normal(size=(300, 8)), rng.normal(0.1, 1.1, size=(400, 8))
+    groups = ["a"] * 200 + ["b"] * 60 + ["c"] * 40, ["a"] * 300 + ["b"] * 50 + ["c"] * 50
+    frames = [size_matched(real, synthetic, *groups, "frechet", seed=seed).by_group for seed in range(3)]
+    half = (frames[0]["high"] - frames[0]["low"]) / 2
+    for first, second in ((0, 1), (1, 2)):
+        assert ((frames[first]["value"] - frames[second]["value"]).abs() < 0.1 * half).all()
+        assert ((frames[first]["high"] - frames[second]["high"]).abs() < 0.2 * half).all()
+    assert (frames[0]["monte_carlo"] < 0.03 * half).all() and frames[0].loc["a", "monte_carlo"] > 0

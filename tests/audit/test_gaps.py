@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from evenhand.audit.fidelity import kernel_distance, size_matched
+from evenhand.audit.fidelity import kernel_distance
 from evenhand.audit.gaps import GapTest, quality_gap
 from evenhand.audit.intervals import FeatureError
+from evenhand.audit.subsampling import size_matched
 from evenhand.cohorts.phantoms import MODALITIES
 from evenhand.core.errors import UserError
 
@@ -328,7 +329,7 @@ def test_few_subjects_and_images_that_do_not_differ_are_reasons() -> None:
         (np.zeros(30), "shape (30,)"),
         (np.zeros((1, 3)), "1 rows"),
         (np.zeros((30, 4)), "use one encoder for both"),
-        (np.zeros((29, 3)), "give one an image"),
+        (np.zeros((29, 3)), "give one per image"),
     ],
 )
 def test_bad_input_is_a_one_line_error(bad: np.ndarray, says: str) -> None:

@@ -8,12 +8,23 @@ import pandas as pd
 import pytest
 from prdc import compute_prdc
 
-from evenhand.audit.fidelity import size_matched
 from evenhand.audit.intervals import FeatureError
-from evenhand.audit.manifold import Manifold, gaussian_mmd, log_inception_score, manifold_metrics
+from evenhand.audit.manifold import (
+    Manifold,
+    clip_distance,
+    inception_measured,
+    log_inception_score,
+    manifold_metrics,
+    overlap_measured,
+)
+from evenhand.audit.subsampling import of_whole_groups, size_matched, size_matched_each
 from evenhand.core.errors import UserError
 
 NAMES = ("precision", "recall", "density", "coverage")
+
+
+def cmmd(*features, **how) -> float:
+    return clip_distance(*features, **how).value
 
 
 def normal(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
@@ -95,13 +106,13 @@ def test_images_that_do_not_differ_are_undefined_not_bad() -> None:
 
 def test_blocks_change_nothing_and_bound_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(400, 8, 7), normal(500, 8, 8)
-    whole, mmd = manifold_metrics(x, y), gaussian_mmd(x, y)
+    whole = manifold_metrics(x, y)
     monkeypatch.setattr("evenhand.audit.manifold._BLOCK_CELLS", 5000)
     tracemalloc.start()
-    pieces, again = manifold_metrics(x, y), gaussian_mmd(x, y)
+    pieces = manifold_metrics(x, y)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert pieces == whole and again == pytest.approx(mmd, abs=1e-10)
+    assert pieces == whole
     assert peak < 0.5 * 400 * 500 * 8  # the whole table of distances is never held
 
 
@@ -109,7 +120,7 @@ def test_row_order_changes_nothing() -> None:
     x, y, order = normal(80, 5, 9), normal(70, 5, 10), np.random.default_rng(0).permutation(80)
     subjects = np.arange(80) // 3
     assert vars(manifold_metrics(x[order], y)) == pytest.approx(vars(manifold_metrics(x, y)), abs=1e-10)
-    assert gaussian_mmd(x[order], y, subjects=subjects[order]) == pytest.approx(gaussian_mmd(x, y, subjects=subjects), abs=1e-10)
+    assert cmmd(x[order], y, subjects=subjects[order]) == pytest.approx(cmmd(x, y, subjects=subjects), abs=1e-10)
 
 
 def test_log_inception_score_by_hand() -> None:
@@ -159,35 +170,35 @@ def mmd_by_double_loop(x: np.ndarray, y: np.ndarray, sigma: float, same_x: np.nd
     return 1000 * float(within(x, same_x) + within(y, same_y) - 2 * np.mean([kernel(a, b) for a in x for b in y]))
 
 
-def test_gaussian_mmd_is_the_naive_double_loop() -> None:
+def test_clip_distance_is_the_naive_double_loop() -> None:
     x, y = normal(23, 6, 1), normal(31, 6, 2, shift=0.4)
     unit = lambda z: z / np.sqrt((z**2).sum(axis=1, keepdims=True))  # noqa: E731
     ids, other = np.arange(23), np.arange(31)
-    assert gaussian_mmd(x, y) == pytest.approx(mmd_by_double_loop(unit(x), unit(y), 10, ids, other), abs=1e-9)
-    assert gaussian_mmd(x, y, sigma=2, normalise=False) == pytest.approx(mmd_by_double_loop(x, y, 2, ids, other), abs=1e-9)
-    by_subject = gaussian_mmd(x, y, subjects=(ids // 4, other // 3))
+    assert cmmd(x, y) == pytest.approx(mmd_by_double_loop(unit(x), unit(y), 10, ids, other), abs=1e-9)
+    assert cmmd(x, y, sigma=2) == pytest.approx(mmd_by_double_loop(unit(x), unit(y), 2, ids, other), abs=1e-9)
+    by_subject = cmmd(x, y, subjects=(ids // 4, other // 3))
     assert by_subject == pytest.approx(mmd_by_double_loop(unit(x), unit(y), 10, ids // 4, other // 3), abs=1e-9)
 
 
-def test_gaussian_mmd_is_the_published_code_less_the_images_paired_with_themselves() -> None:
+def test_clip_distance_is_the_published_code_less_the_images_paired_with_themselves() -> None:
     x, y = normal(40, 8, 3), normal(25, 8, 4, shift=0.5)
     unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y)]
     kernel = lambda a, b: np.exp(-((a[:, None] - b[None]) ** 2).sum(axis=2) / 200)  # noqa: E731
     xx, yy, xy = kernel(unit[0], unit[0]), kernel(unit[1], unit[1]), kernel(*unit)
     published = 1000 * (xx.mean() + yy.mean() - 2 * xy.mean())
     bias = 1000 * ((1 - (xx.sum() - 40) / (40 * 39)) / 40 + (1 - (yy.sum() - 25) / (25 * 24)) / 25)
-    assert gaussian_mmd(x, y) == pytest.approx(published - bias, abs=1e-9)
+    assert cmmd(x, y) == pytest.approx(published - bias, abs=1e-9)
     assert bias > 0.1
 
 
-def test_gaussian_mmd_of_equal_laws_centres_on_0_at_any_n() -> None:
+def test_clip_distance_of_equal_laws_centres_on_0_at_any_n() -> None:
     for n in (15, 60):
-        values = np.array([gaussian_mmd(normal(n, 8, seed, shift=0.5), normal(n + 5, 8, 500 + seed, shift=0.5)) for seed in range(100)])
+        values = np.array([cmmd(normal(n, 8, seed, shift=0.5), normal(n + 5, 8, 500 + seed, shift=0.5)) for seed in range(100)])
         assert abs(values.mean()) <= 2.5 * values.std() / math.sqrt(len(values)) and values.min() < 0
-    assert gaussian_mmd(np.full((5, 3), 2.0), np.full((6, 3), 7.0)) == pytest.approx(0, abs=1e-9)  # one direction, whatever the length
+    assert cmmd(np.full((5, 3), 2.0), np.full((6, 3), 7.0)) == pytest.approx(0, abs=1e-9)  # one direction, whatever the length
 
 
-@pytest.mark.parametrize("metric", [manifold_metrics, gaussian_mmd])
+@pytest.mark.parametrize("metric", [manifold_metrics, cmmd])
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
@@ -213,15 +224,13 @@ def test_faults_of_each_metric_name_value_and_remedy() -> None:
         manifold_metrics(x, x, k=0)
     with pytest.raises(FeatureError, match="too large"):
         manifold_metrics(x * 1e200, x)
-    with pytest.raises(FeatureError, match="too large"):
-        gaussian_mmd(x * 1e200, x, normalise=False)
-    assert gaussian_mmd(x * 1e200, x * 1e-200) == pytest.approx(gaussian_mmd(x, x), abs=1e-9)
+    assert cmmd(x * 1e200, x * 1e-200) == pytest.approx(cmmd(x, x), abs=1e-9)
     with pytest.raises(FeatureError, match="sigma = 0"):
-        gaussian_mmd(x, x, sigma=0)
+        cmmd(x, x, sigma=0)
     with pytest.raises(FeatureError, match="synthetic features are all 0 in row 2"):
-        gaussian_mmd(x, x * (np.arange(8) != 2)[:, None])
+        cmmd(x, x * (np.arange(8) != 2)[:, None])
     with pytest.raises(FeatureError, match="real features are all of one subject"):
-        gaussian_mmd(x, x, subjects=["a"] * 8)
+        cmmd(x, x, subjects=["a"] * 8)
 
 
 def test_each_is_a_metric_by_group_at_one_n() -> None:
@@ -235,7 +244,7 @@ def test_each_is_a_metric_by_group_at_one_n() -> None:
         assert frame.worst == "b" and frame.by_group.loc["a", "value"] > frame.by_group.loc["b", "value"] + 0.3
         assert frame.by_group.loc["absent", "reason"] == "no real images" and math.isnan(frame.by_group.loc["absent", "value"])
         assert (frame.by_group["n"].iloc[:2] == 60).all()
-    assert size_matched(real, synthetic, groups, groups, gaussian_mmd, repeats=2).worst == "b"
+    assert of_whole_groups(real, synthetic, groups, groups, lambda x, y, ids: clip_distance(x, y, subjects=ids)).worst == "b"
     probs = np.eye(3)[np.random.default_rng(0).integers(3, size=160)]
     probs[100:] = 1 / 3
     frame = size_matched(probs, probs, groups, groups, lambda _, p: log_inception_score(p), higher_is_better=True, repeats=2)
@@ -248,3 +257,44 @@ def test_what_lies_on_the_edge_of_a_ball_is_outside_whatever_the_last_bits_say()
     for copies in (x, x * rounding):  # of each image, and so of each k-th neighbour
         found = manifold_metrics(x, copies, k=1)
         assert (found.density, found.coverage, found.precision, found.recall) == (1.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("images_per_subject", [1, 3])
+def test_variances_are_those_of_leaving_out_one_subject_at_a_time(images_per_subject: int) -> None:
+    x, y = normal(48, 3, 20), normal(42, 3, 21, shift=0.6)
+    subjects = np.arange(48) // images_per_subject, np.arange(42) // images_per_subject
+    found = overlap_measured(x, y, *subjects)
+    whole = vars(manifold_metrics(x, y))
+    for side in (0, 1):
+        left_out = []
+        for subject in np.unique(subjects[side]):
+            kept = [part[subjects[side] != subject] if place == side else part for place, part in enumerate((x, y))]
+            left_out.append(list(vars(manifold_metrics(*kept)).values()))
+        replicates = np.array(left_out)
+        oracle = (len(replicates) - 1) / len(replicates) * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0)
+        for name, variance in zip(NAMES, oracle, strict=True):
+            assert found[name].value == whole[name]
+            assert found[name].variances[side] == pytest.approx(variance, rel=0.02), (name, side)
+
+
+def test_variance_of_the_log_inception_score_is_that_over_samples() -> None:
+    rng = np.random.default_rng(3)
+    drawn = [rng.dirichlet([0.4, 0.8, 1.2], size=120) for _ in range(400)]
+    none = np.arange(120)
+    measured = [inception_measured(1)(probs, probs, none, none)["value"] for probs in drawn]
+    assert measured[0].value == log_inception_score(drawn[0]) and measured[0].variances[0] == 0
+    spread = float(np.var([cell.value for cell in measured]))
+    assert np.mean([cell.variances[1] for cell in measured]) == pytest.approx(spread, rel=0.2)
+
+
+def test_overlap_by_group_with_intervals_that_another_seed_hardly_moves() -> None:
+    real, synthetic = normal(220, 6, 1), normal(300, 6, 2, shift=0.3)
+    groups = [pd.Categorical(np.where(np.arange(n) < part, "a", "b"), ["a", "b", "absent"]) for n, part in ((220, 160), (300, 200))]
+    frames = [size_matched_each(real, synthetic, *groups, overlap_measured, higher_is_better=True, seed=seed) for seed in (0, 1)]
+    for name in NAMES:
+        first, second = (frame[name].by_group for frame in frames)
+        assert first.loc["absent", "reason"] == "no real images" and math.isnan(first.loc["absent", "monte_carlo"])
+        half = (first["high"] - first["low"])[:2] / 2
+        assert ((first["value"] - second["value"])[:2].abs() < 0.1 * half).all()
+        assert all(((first[bound] - second[bound])[:2].abs() < 0.2 * half).all() for bound in ("low", "high"))
+        assert (first["monte_carlo"][:2] < 0.04 * half).all()

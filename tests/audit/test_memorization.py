@@ -399,3 +399,17 @@ def test_training_images_that_differ_by_rounding_are_one_to_authenticity() -> No
         assert authenticity(twice, made).value == once
     with pytest.raises(FeatureError, match="the same features"):
         authenticity(np.ones((5, 3)), made[:, :3])
+
+
+def test_authenticity_of_images_as_near_to_one_training_image_as_to_another_does_not_depend_on_row_order() -> None:
+    rng = np.random.default_rng(0)
+    train, made = (np.round(rng.normal(size=(n, 4)) * 1.5) / 1.5 for n in (150, 120))  # on a grid: many are equally near
+    groups = np.array(["a", "b"] * 60)
+    first = authenticity_by_group(train, made, groups).by_group
+    for seed in range(3):
+        order, others = np.random.default_rng(seed).permutation(120), np.random.default_rng(seed + 9).permutation(150)
+        again = authenticity_by_group(train[others], made[order], groups[order]).by_group
+        pd.testing.assert_frame_equal(first, again)
+    # by hand: 1 lies between 0 (its fellow 0.5 away) and 2 (its fellow 3 away), so it is not farther than each one's fellow
+    assert authenticity([[-0.5], [0.0], [2.0], [5.0]], [[1.0], [9.0]]).value == 0.5
+    assert authenticity([[5.0], [2.0], [0.0], [-0.5]], [[1.0], [9.0]]).value == 0.5

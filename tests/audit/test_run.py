@@ -72,6 +72,17 @@ def test_every_image_passes_each_network_once(audited: tuple[AuditResult, Path, 
     assert all(e.features_real + e.features_synthetic == images for e in result.encoders)
 
 
+def test_what_the_draws_left_open_is_stated(audited: tuple[AuditResult, Path, dict[str, int]]) -> None:
+    result, _, _ = audited
+    by_metric: dict[str, list[float]] = {}
+    for table in result.quality:
+        by_metric.setdefault(table.metric, []).append(table.monte_carlo)
+    assert set(by_metric["kid"]) == {0.0} and max(by_metric["fid"]) > 0  # closed form, and subsamples
+    assert result.monte_carlo.value == max(max(values) for values in by_metric.values()) < 0.06
+    assert result.monte_carlo.bound == pytest.approx(1.363 / np.sqrt(SMALL.get("n_boot", 2000)), rel=0.01)
+    assert result.monte_carlo.p_value == pytest.approx(2 * np.sqrt(0.025 * 0.975 / 20_000))
+
+
 def test_tables_cover_columns_and_pairs_and_say_their_basis(audited: tuple[AuditResult, Path, dict[str, int]]) -> None:
     result, _, _ = audited
     assert {(table.question, table.basis) for table in result.presence} == {
@@ -310,5 +321,5 @@ def test_wrong_inputs_are_one_line_errors(world: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         AuditResult.load(world / "absent.json")
     write_json(world / "other.json", {"format": 99})
-    with pytest.raises(UserError, match="not an audit of format 4"):
+    with pytest.raises(UserError, match="not an audit of format 5"):
         AuditResult.load(world / "other.json")

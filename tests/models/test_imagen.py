@@ -100,7 +100,7 @@ def test_without_a_generator_the_global_seed_counts(pipeline: ImagenPipeline) ->
     ("given", "message"),
     [
         ({"prompt": ""}, "prompt is ''; give a text, or a list of texts"),
-        ({"prompt": PROMPTS, "generator": _draws(0)}, "1 generators for 2 images; give one, or one an image"),
+        ({"prompt": PROMPTS, "generator": _draws(0)}, "1 generators for 2 images; give one, or one per image"),
         ({"prompt": PROMPTS, "output_type": "jpg"}, "output_type is 'jpg'; give one of pil, np, pt"),
     ],
 )

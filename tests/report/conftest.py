@@ -14,6 +14,7 @@ from evenhand.audit.result import (
     Finding,
     GroupRow,
     JudgeFacts,
+    MonteCarlo,
     PresenceRow,
     PresenceTable,
     QualityTable,
@@ -88,6 +89,7 @@ def result_of(root: Path) -> AuditResult:
         quality=[quality, quality.model_copy(update={"metric": "fid", "overall_reference": None})],
         findings=[Finding(question="presence:sex", kind="presence", text=f"Presence: 83 % {EVIL} [80, 86]"),
                   Finding(question="caveat", kind="caveat", text="A raw count.")],
+        monte_carlo=MonteCarlo(value=0.017, bound=0.031, p_value=0.0022),
         provenance={"made_at": "2026-01-01", "versions": {"torch": "2"}},
     )  # fmt: skip
 

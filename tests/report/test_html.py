@@ -46,6 +46,11 @@ def test_findings_come_first_then_evidence_then_caveats(audit: Path) -> None:
     assert "0.090 [0.080, 0.100]" in text and "not known" in text
 
 
+def test_the_error_of_the_draws_is_stated(audit: Path) -> None:
+    page = " ".join(write_report([audit], audit.with_name("report.html")).read_text(encoding="utf-8").split())
+    assert "would move by at most about 0.02 of its interval's half width, a bound by 0.03, and a p-value near .05 by 0.0022" in page
+
+
 def test_the_page_stands_alone(audit: Path) -> None:
     _, found = page(audit)
     assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "base"}

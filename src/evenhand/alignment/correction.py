@@ -70,7 +70,7 @@ class Correction:
         Votes are drawn under Jeffreys' prior, so that bounds have a width even where all images were read alike.
 
         Args:
-            votes: (n, C K), a row an image.
+            votes: (n, C K), one row per image.
             settled: what is done with shares before they are told.
         """
         draws = generator(seed, "final check")

@@ -112,7 +112,7 @@ def paired_bootstrap(
             largest minus the smallest AUC over the groups that have one in the whole sample. No gap is below 0, so where groups are
             alike at first the test is cautious, and the interval of a gap that opens then covers some 90 %, not 95.
         data_before, data_after: one record an image, row i of both the same image: a DataFrame or a mapping of columns.
-        subjects: one id an image; None = every image its own subject.
+        subjects: one id per image; None = every image its own subject.
         ids: what identifies each image, such as the hash of its file; draws are keyed on it. None = its row.
 
     Returns:
@@ -189,7 +189,7 @@ def _table(data: Any) -> pd.DataFrame:
 
 def _check_pairs(before: pd.DataFrame, after: pd.DataFrame) -> None:
     if len(before) != len(after) or len(before) == 0:
-        raise FeatureError(f"before has {len(before)} records, after {len(after)}; give the same samples on both sides, one an image")
+        raise FeatureError(f"before has {len(before)} records, after {len(after)}; give the same samples on both sides, one per image")
     if not before.index.equals(after.index):
         raise FeatureError("before and after: the tables' indexes differ; index both by image, or sort both and reset the index")
     for column in [name for name in ("label", "group") if name in before and name in after]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,18 @@ class SubgroupFrame:
 
     @classmethod
     def of(cls, cells: dict[Any, tuple[Estimate, str]], overall: Estimate, higher_is_better: bool, **more: list[Any]) -> SubgroupFrame:
-        """Build a frame from group -> (estimate, reason); ``more`` are further columns, one value a group."""
+        """Build a frame from group -> (estimate, reason); ``more`` are further columns, one value per group."""
         rows = [(cell.n, cell.value, cell.low, cell.high, reason) for cell, reason in cells.values()]
         index = pd.Index(list(cells), name="group")
         frame = pd.DataFrame(rows, index=index, columns=list(COLUMNS)).astype({"n": int, "value": float, "low": float, "high": float})
         return cls(overall, frame.assign(**more), higher_is_better)
+
+    def clipped(self, least: float, most: float) -> SubgroupFrame:
+        """The same with intervals that end where the metric does."""
+        low, high = np.clip([self.overall.low, self.overall.high], least, most).tolist()
+        bounds = self.by_group[["low", "high"]].clip(least, most)
+        table = self.by_group.assign(low=bounds["low"], high=bounds["high"])
+        return replace(self, overall=replace(self.overall, low=low, high=high), by_group=table)
 
     @property
     def defined(self) -> pd.DataFrame:
@@ -112,13 +119,13 @@ def as_labels(labels: Any) -> tuple[np.ndarray, list[Any]]:
 
 
 def _one_dimensional(labels: Any) -> Any:
-    """Labels as they came, or an error: a label an image, not a row of them."""
+    """Labels as they came, or an error: one label per image, not a row of them."""
     try:
         shape = np.shape(labels)
     except ValueError:
         shape = (len(labels), -1)
     if len(shape) != 1 and not isinstance(labels, pd.Categorical):
-        raise FeatureError(f"labels have shape {shape}; give one an image, joined for an intersection ('female x old')")
+        raise FeatureError(f"labels have shape {shape}; give one per image, joined for an intersection ('female x old')")
     return labels
 
 

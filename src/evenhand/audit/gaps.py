@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import solve_triangular
 
-from evenhand.audit.fidelity import LARGEST, MIN_N, common_labels, group_fault, kernel_blocks
+from evenhand.audit.fidelity import LARGEST, kernel_blocks
 from evenhand.audit.intervals import (
     FeatureError,
     as_feature_pair,
@@ -25,12 +25,17 @@ from evenhand.audit.intervals import (
     two_sided_ranks,
     two_sided_subjects,
 )
+from evenhand.audit.subsampling import MIN_N, common_labels, group_fault
 from evenhand.core.randomness import generator
 
 MIN_SUBJECTS = 10  # on a side of a group; with fewer, resampled signs are too coarse a law
 SMALLEST_P, AT_MOST = 1e-4, 1000
 _VIEWS = ("relative", "whitened")
 _LEAST_DRAWS = 20
+_SCREENING, _REFINED = 999, 20_000  # draws; the many only where the p-value is
+_DOUBTFUL = 0.005, 0.2
+_DRAWS_AT_ONCE = 2500
+P_VALUE_ERROR = len(_VIEWS) * math.sqrt(0.025 * 0.975 / _REFINED)  # standard error by the draws of a p-value near .05
 _RIDGE = 1.0  # in mean eigenvalues; with less, many features drown a shift along the main directions
 
 
@@ -73,15 +78,16 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Part:
-    """One side of one group: features by subject, images a subject (A,), what each image of it counts (A,), and signs (A, B + 1).
-
-    The last column of signs is ones.
-    """
+    """One side of one group: features by subject, images per subject (A,), what each image of it counts (A,), and signs (A, B)."""
 
     features: np.ndarray
     images: np.ndarray
     weight: np.ndarray
     signs: np.ndarray
+
+    def signs_and_ones(self, draws: slice) -> np.ndarray:
+        """Signs (A, b + 1) of some draws; the last column is ones."""
+        return np.column_stack([self.signs[:, draws].astype(np.float64), np.ones(len(self.images))])
 
     @property
     def size(self) -> np.ndarray:
@@ -120,7 +126,7 @@ def quality_gap(
     ids: Any = None,
     seed: int = 0,
     min_n: int = MIN_N,
-    n_boot: int = 499,
+    n_boot: int | None = None,
     at_most: int = AT_MOST,
 ) -> GapTest:
     """Test whether all groups are generated equally well, each against its own real images.
@@ -142,21 +148,21 @@ def quality_gap(
 
     Args:
         real, synthetic: features (n, d) and (m, d).
-        real_groups, synthetic_groups: a label an image; unknown, unspecified, NaN and -1 are no group.
+        real_groups, synthetic_groups: one label per image; unknown, unspecified, NaN and -1 are no group.
         subjects: as in ``kernel_distance``; images of one subject share a sign, in whichever groups they are.
         ids: as in ``size_matched``.
         min_n: a group with fewer images on a side is ``insufficient``, and so is one with fewer than ``MIN_SUBJECTS`` subjects.
-        n_boot: draws of the null law; no p-value below 1e-4 is given.
+        n_boot: draws of the null law. None = 999, and 20,000 where those give a p-value from .005 to .2. No p-value below 1e-4 is given.
         at_most: of a group with more images on a side, whole subjects are drawn up to so many: cost grows with their square, and
             any gap that matters is clear by then.
 
     Raises:
-        FeatureError: features that no distance can be computed from, or labels that are not one an image.
+        FeatureError: features that no distance can be computed from, or labels that are not one per image.
     """
     x, y = as_feature_pair(real, synthetic)
     if max(np.abs(x).max(), np.abs(y).max()) > LARGEST:
         raise FeatureError(f"features are too large for float64 (above {LARGEST:g}); scale them down")
-    if n_boot < _LEAST_DRAWS:
+    if n_boot is not None and n_boot < _LEAST_DRAWS:
         raise FeatureError(f"n_boot = {n_boot} draws tell no null law; take {_LEAST_DRAWS} or more")
     codes, ranks = two_sided_subjects(subjects, len(x), len(y)), two_sided_ranks(ids, len(x), len(y))
     labels_x, labels_y, names = common_labels(real_groups, synthetic_groups, len(x), len(y))
@@ -165,22 +171,41 @@ def quality_gap(
         _thin(ranks[place], codes[place], labels, at_most, (seed, side))
     rows = [(np.flatnonzero(labels_x == i), np.flatnonzero(labels_y == i)) for i in range(len(names))]
     reasons = [group_fault(pair, codes, min_n) or _few_subjects(pair, codes) for pair in rows]
+    for number in (_SCREENING, _REFINED) if n_boot is None else (n_boot,):
+        draws = _drawn((x, y), ranks, codes, (labels_x, labels_y), reasons, number, seed)
+        found = _result(names, sizes, reasons, draws, seed)
+        if not _DOUBTFUL[0] <= found.p_value <= _DOUBTFUL[1]:
+            break
+    return found
+
+
+def _drawn(
+    features: tuple[np.ndarray, np.ndarray],
+    ranks: tuple[np.ndarray, np.ndarray],
+    codes: tuple[np.ndarray, np.ndarray],
+    labels: tuple[np.ndarray, np.ndarray],
+    reasons: list[str],
+    n_boot: int,
+    seed: int,
+) -> dict[str, dict[int, _Draws]]:
+    """Distances and draws of each usable group, by view; a group whose real images do not differ gets its reason."""
     draws: dict[str, dict[int, _Draws]] = {view: {} for view in _VIEWS}
     usable = [i for i, reason in enumerate(reasons) if not reason]
-    if usable:
-        sides = (
-            _ordered(x, ranks[0], codes[0], labels_x, usable, n_boot, (seed, "real")),
-            _ordered(y, ranks[1], codes[1], labels_y, usable, n_boot, (seed, "synthetic")),
-        )
-        for view in _VIEWS:
-            features = _whitened(sides) if view == "whitened" else tuple(side.features for side in sides)
-            for i in [i for i in usable if not reasons[i]]:
-                drawn = _group_draws(*(_part(side, values, i) for side, values in zip(sides, features, strict=True)))
-                if drawn is None:
-                    reasons[i] = "its real images all have the same features"
-                else:
-                    draws[view][i] = drawn
-    return _result(names, sizes, reasons, draws, seed)
+    if not usable:
+        return draws
+    real, synthetic = (
+        _ordered(features[place], ranks[place], codes[place], labels[place], usable, n_boot, (seed, side))
+        for place, side in enumerate(("real", "synthetic"))
+    )
+    for view in _VIEWS:
+        values = _whitened((real, synthetic)) if view == "whitened" else (real.features, synthetic.features)
+        for i in [i for i in usable if not reasons[i]]:
+            drawn = _group_draws(_part(real, values[0], i), _part(synthetic, values[1], i))
+            if drawn is None:
+                reasons[i] = "its real images all have the same features"
+            else:
+                draws[view][i] = drawn
+    return draws
 
 
 def _thin(ranks: np.ndarray, codes: np.ndarray, labels: np.ndarray, at_most: int, key: tuple[int, str]) -> None:
@@ -216,8 +241,7 @@ def _ordered(
 def _part(side: _Side, features: np.ndarray, group: int) -> _Part:
     rows = side.groups == group
     subjects, images = np.unique(side.subjects[rows], return_counts=True)
-    signs = side.signs[subjects].astype(np.float64)
-    return _Part(features[rows], images, subject_weights(images), np.column_stack([signs, np.ones(len(images))]))
+    return _Part(features[rows], images, subject_weights(images), side.signs[subjects])
 
 
 def _whitened(sides: tuple[_Side, _Side]) -> tuple[np.ndarray, ...]:
@@ -240,71 +264,107 @@ def _whitened(sides: tuple[_Side, _Side]) -> tuple[np.ndarray, ...]:
 
 
 def _group_draws(real: _Part, synthetic: _Part) -> _Draws | None:
-    """KID of one group in units of its real images' kernel variance, and draws of its error; None where that variance is 0.
-
-    The kernel between subjects is made once, some rows at a time, and multiplied by signs e: centring it by its margins commutes
-    with the products e' K e, so that needs no second pass. As e^2 = 1, what centring puts on the diagonal is known beforehand.
-    """
-    x, y = real.size, synthetic.size
-    n, m = float(x.sum()), float(y.sum())
-    within_x, own_x, even_x, mean_x, level_x = _within(real)
-    within_y, own_y, even_y, mean_y, level_y = _within(synthetic)
-    across_x, across_y, cross = _across(real, synthetic)
-    level = float(across_x.sum()) / (n * m)
-    e_x, e_y = real.signs[:, :-1].T, synthetic.signs[:, :-1].T  # (B, A)
-    cross -= (e_x @ (across_x / m)) * (e_y @ y) + (e_x @ x) * (e_y @ (across_y / n)) - level * (e_x @ x) * (e_y @ y)
-    # The fitted margins took that much variance, as in ``_within``.
-    cross /= math.sqrt((1 - 1 / real.effective) * (1 - 1 / synthetic.effective))
-    even = even_x + even_y - 2 * cross / (n * m)
-    kid = level_x + level_y - 2 * level
-
-    witness_x, witness_y = _centred(mean_x - across_x / m, real), _centred(mean_y - across_y / n, synthetic)
-    odd = 2 * (e_x @ witness_x) / n + 2 * (e_y @ witness_y) / m
-    plugged = 4 * float((witness_x**2).sum()) / n**2 + 4 * float((witness_y**2).sum()) / m**2
-    plugged_value = float((within_x + own_x).sum()) / n**2 + float((within_y + own_y).sum()) / m**2 - 2 * level
-    odd *= _at_distance_1(kid, plugged, plugged_value, float(even.var()))
-
-    own = ((real.features**2).sum(axis=1) / real.features.shape[1] + 1) ** 3
-    own = np.add.reduceat(own, np.cumsum(real.images) - real.images) * real.weight
-    variance = float(own.sum()) / n - level_x
+    """KID of one group in units of its real images' kernel variance, and draws of its error; None where that variance is 0."""
+    n, m = float(real.size.sum()), float(synthetic.size.sum())
+    parts = [
+        _some_draws(real, synthetic, slice(start, start + _DRAWS_AT_ONCE)) for start in range(0, real.signs.shape[1], _DRAWS_AT_ONCE)
+    ]
+    margins, own = parts[0].margins, parts[0].own
+    even, odd, scale = (np.concatenate([getattr(part, name) for part in parts]) for name in ("even", "odd", "scale"))
+    kid = margins.level_x + margins.level_y - 2 * margins.level
+    plugged = 4 * float((margins.witness_x**2).sum()) / n**2 + 4 * float((margins.witness_y**2).sum()) / m**2
+    odd *= _at_distance_1(kid, plugged, margins.plugged_value, float(even.var()))
+    variance = float(own.sum()) / n - margins.level_x
     if variance <= 1e-12 * float(own.sum()) / n:
         return None
-    scale = e_x @ _centred(own - 2 * mean_x, real) / n
     fewest = min(real.effective, synthetic.effective)
     return _Draws(kid, kid / variance, even / variance, odd / math.sqrt(variance), scale / variance, fewest)
 
 
-def _within(part: _Part) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-    """Kernel sums of each subject with others (A,) and with itself (A,), the centred form e' K e / n^2 (B,), means (A,), level."""
+@dataclass(frozen=True)
+class _Margins:
+    """Mean kernels within and between the sides, the witness function of either side's subjects, and the biased distance."""
+
+    level_x: float
+    level_y: float
+    level: float
+    witness_x: np.ndarray
+    witness_y: np.ndarray
+    plugged_value: float
+
+
+@dataclass(frozen=True)
+class _SomeDraws:
+    """Parts of the error (b,) for some signs, as in ``_Draws`` but in the kernel's own unit, and each real subject's own kernel (A,)."""
+
+    margins: _Margins
+    own: np.ndarray
+    even: np.ndarray
+    odd: np.ndarray
+    scale: np.ndarray
+
+
+def _some_draws(real: _Part, synthetic: _Part, draws: slice) -> _SomeDraws:
+    """The error under some signs e.
+
+    The kernel between subjects is made once, some rows at a time, and multiplied by signs: centring it by its margins commutes with the
+    products e' K e, so that needs no second pass. As e^2 = 1, what centring puts on the diagonal is known beforehand.
+    """
+    x, y = real.size, synthetic.size
+    n, m = float(x.sum()), float(y.sum())
+    signs_x, signs_y = real.signs_and_ones(draws), synthetic.signs_and_ones(draws)
+    within_x, own_x, even_x, mean_x, level_x = _within(real, signs_x)
+    within_y, own_y, even_y, mean_y, level_y = _within(synthetic, signs_y)
+    across_x, across_y, cross = _across(real, synthetic, signs_x, signs_y)
+    level = float(across_x.sum()) / (n * m)
+    e_x, e_y = signs_x[:, :-1].T, signs_y[:, :-1].T  # (b, A)
+    cross -= (e_x @ (across_x / m)) * (e_y @ y) + (e_x @ x) * (e_y @ (across_y / n)) - level * (e_x @ x) * (e_y @ y)
+    # The fitted margins took that much variance, as in ``_within``.
+    cross /= math.sqrt((1 - 1 / real.effective) * (1 - 1 / synthetic.effective))
+    witness_x, witness_y = _centred(mean_x - across_x / m, real), _centred(mean_y - across_y / n, synthetic)
+    plugged_value = float((within_x + own_x).sum()) / n**2 + float((within_y + own_y).sum()) / m**2 - 2 * level
+    own = ((real.features**2).sum(axis=1) / real.features.shape[1] + 1) ** 3
+    own = np.add.reduceat(own, np.cumsum(real.images) - real.images) * real.weight
+    return _SomeDraws(
+        margins=_Margins(level_x, level_y, level, witness_x, witness_y, plugged_value),
+        own=own,
+        even=even_x + even_y - 2 * cross / (n * m),
+        odd=2 * (e_x @ witness_x) / n + 2 * (e_y @ witness_y) / m,
+        scale=e_x @ _centred(own - 2 * mean_x, real) / n,
+    )
+
+
+def _within(part: _Part, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    """Kernel sums of each subject with others (A,) and with itself (A,), the centred form e' K e / n^2 (b,), means (A,), level."""
     size, n = part.size, float(part.size.sum())
-    sums, own, form = np.empty(len(size)), np.empty(len(size)), np.zeros(part.signs.shape[1] - 1)
+    sums, own, form = np.empty(len(size)), np.empty(len(size)), np.zeros(signs.shape[1] - 1)
     for rows, whole in kernel_blocks(part.features, part.features, part.images, part.images):
         kernel = whole * (part.weight[rows, None] * part.weight)
         here, there = np.arange(len(kernel)), np.arange(rows.start, rows.stop)
         own[rows] = kernel[here, there]
         kernel[here, there] = 0
-        product = kernel @ part.signs
+        product = kernel @ signs
         sums[rows] = product[:, -1]
-        form += np.einsum("ab,ab->b", part.signs[rows, :-1], product[:, :-1])
+        form += np.einsum("ab,ab->b", signs[rows, :-1], product[:, :-1])
     mean = sums / (n - size)
     level = float(sums.sum()) / float(n * n - (size**2).sum())
-    signs = part.signs[:, :-1].T
-    form += (signs @ size) * (level * (signs @ size) - 2 * (signs @ mean))
+    e = signs[:, :-1].T
+    form += (e @ size) * (level * (e @ size) - 2 * (e @ mean))
     form -= float((size * (level * size - 2 * mean)).sum())
     shrunk = math.sqrt((part.effective - 3) / (part.effective - 1))  # by U-centring on fitted margins (Székely and Rizzo 2014)
     return sums, own, form / shrunk / n**2, mean, level
 
 
-def _across(real: _Part, synthetic: _Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Kernel sums of each real and each generated subject with the other side, and the form e' K f (B,), not centred."""
+def _across(real: _Part, synthetic: _Part, signs_x: np.ndarray, signs_y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kernel sums of each real and each generated subject with the other side, and the form e' K f (b,), not centred."""
     by_x, by_y = np.empty(len(real.size)), np.zeros(len(synthetic.size))
-    form = np.zeros(real.signs.shape[1] - 1)
+    form = np.zeros(signs_x.shape[1] - 1)
     for rows, whole in kernel_blocks(real.features, synthetic.features, real.images, synthetic.images):
         kernel = whole * (real.weight[rows, None] * synthetic.weight)
-        product = kernel @ synthetic.signs
+        product = kernel @ signs_y
         by_x[rows] = product[:, -1]
         by_y += kernel.sum(axis=0)
-        form += np.einsum("ab,ab->b", real.signs[rows, :-1], product[:, :-1])
+        form += np.einsum("ab,ab->b", signs_x[rows, :-1], product[:, :-1])
     return by_x, by_y, form
 
 

@@ -1,24 +1,27 @@
 """Further views of quality: overlap of nearest-neighbour manifolds, the inception score as its logarithm, and Gaussian-kernel MMD.
 
-Arrays in, plain results out: real (n, d) and synthetic (m, d) features of one encoder. Each is a metric for
-``fidelity.size_matched``::
+Arrays in, plain results out: real (n, d) and synthetic (m, d) features of one encoder. By subgroup, with ``subsampling``::
 
-    size_matched(real, synthetic, groups, groups, lambda x, y: manifold_metrics(x, y).coverage, higher_is_better=True)
-    size_matched(real_probs, probs, groups, groups, lambda _, p: log_inception_score(p), higher_is_better=True)
-    size_matched(real, synthetic, groups, groups, gaussian_mmd)
+    size_matched_each(real, synthetic, groups, groups, overlap_measured, higher_is_better=True)["coverage"]
+    size_matched_each(real_probs, probs, groups, groups, inception_measured(1), higher_is_better=True)["value"]
+    of_whole_groups(real, synthetic, groups, groups, lambda x, y, ids: clip_distance(x, y, subjects=ids))
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.special import rel_entr
 
-from evenhand.audit.intervals import FeatureError, as_feature_pair, two_sided_subjects
+from evenhand.audit.fidelity import kernel_distance
+from evenhand.audit.frame import Estimate
+from evenhand.audit.intervals import FeatureError, Measured, as_feature_pair, influence_variance, jackknife_variance
+from evenhand.audit.subsampling import Measure
 
 NEIGHBOURS = 5
 OVERLAP = ("precision", "recall", "density", "coverage")
@@ -80,6 +83,91 @@ def manifold_metrics(real: Any, synthetic: Any, *, k: int = NEIGHBOURS) -> Manif
     return Manifold(float((around > 0).mean()), recall, float(around.mean()) / k, covered / len(x))
 
 
+def overlap_measured(
+    x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray, subjects_y: np.ndarray, partitions: int = 1, *, k: int = NEIGHBOURS
+) -> dict[str, Measured]:
+    """``manifold_metrics`` with the variance that either side's subjects bring, by leaving out one subject at a time.
+
+    For the variances, which ``partitions = 0`` leaves out, all distances are held at once: for samples of some hundreds. A sample of
+    no more than ``k`` images has no values.
+    """
+    unknown = math.nan, math.nan
+    if min(len(x), len(y)) <= k:
+        return {name: Measured(math.nan, unknown) for name in OVERLAP}
+    values = asdict(manifold_metrics(x, y, k=k))
+    if partitions == 0:
+        return {name: Measured(values[name], unknown) for name in OVERLAP}
+    centre = (x.mean(axis=0) + y.mean(axis=0)) / 2
+    x, y = x - centre, y - centre
+    across = np.concatenate([block for _, block in _square_distances(x, y)])
+    real, made = _Balls.of(x, subjects_x, across, k), _Balls.of(y, subjects_y, across.T, k)
+    caught, reached = (real.around > 0) / len(y), (made.around > 0) / len(x)
+    left = {name: jackknife_variance((balls.around_without > 0).mean(axis=1)) for name, balls in (("precision", real), ("recall", made))}
+    variances = {
+        "precision": (left["precision"], influence_variance(caught, subjects_y)),
+        "recall": (influence_variance(reached, subjects_x), left["recall"]),
+        "density": (
+            jackknife_variance(real.around_without.mean(axis=1) / k),
+            influence_variance(real.around / k / len(y), subjects_y),
+        ),
+        "coverage": (jackknife_variance(real.covered_without), jackknife_variance(real.covered_without_others(subjects_y))),
+    }
+    return {name: Measured(values[name], variances[name]) for name in OVERLAP}
+
+
+@dataclass(frozen=True)
+class _Balls:
+    """Balls of one side's images, the other side's images in them, and both without each subject in turn.
+
+    Attributes:
+        inside: whether the other side's image is in the ball (n, m).
+        around: balls around each image of the other side (m,).
+        around_without: the same without each subject (A, m).
+        covered_without: share of the balls left that hold an image of the other side (A,).
+    """
+
+    inside: np.ndarray
+    around: np.ndarray
+    around_without: np.ndarray
+    covered_without: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, subjects: np.ndarray, across: np.ndarray, k: int) -> _Balls:
+        n, count, sizes = len(x), int(subjects.max()) + 1, np.bincount(subjects)
+        within = np.concatenate([block for _, block in _square_distances(x, x)])
+        np.fill_diagonal(within, np.inf)
+        near = np.argsort(within, axis=1, kind="stable")[:, : k + int(sizes.max())]  # a subject can take away as many
+        squares = np.take_along_axis(within, near, axis=1)
+        inside: np.ndarray = np.less(across, _OPEN * squares[:, k - 1, None])
+        # Balls that reach further without a subject: those that count it among their k nearest. Each pair (ball, subject) once.
+        theirs = subjects[near]
+        first = np.ones((n, k), dtype=bool)
+        for place in range(1, k):
+            first[:, place] = np.all(theirs[:, :place] != theirs[:, place, None], axis=1)
+        ball, rank = np.nonzero(first & np.not_equal(theirs[:, :k], subjects[:, None]))
+        gone = theirs[ball, rank]
+        left = np.cumsum(np.not_equal(theirs[ball], gone[:, None]), axis=1)
+        reach = np.where((left == k).any(axis=1), squares[ball, (left == k).argmax(axis=1)], np.inf)
+        wider = np.less(across[ball], _OPEN * reach[:, None])
+        own, losers, gainers = np.any(inside, axis=1), _sum_over(subjects, count), _sum_over(gone, count)
+        lost, gained = losers @ inside.astype(float), gainers @ (wider.astype(float) - inside[ball])
+        covered = gainers @ (wider.any(axis=1).astype(float) - own[ball]) - losers @ own.astype(float)
+        around = inside.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return cls(inside, around, np.rint(around - lost + gained), (own.sum() + covered) / (n - sizes))
+
+    def covered_without_others(self, subjects: np.ndarray) -> np.ndarray:
+        """Share of balls that still hold an image without each subject (B,) of the other side."""
+        by_subject = _sum_over(subjects, int(subjects.max()) + 1) @ self.inside.T.astype(float)
+        held = self.inside.sum(axis=1)
+        return np.asarray(((held > 0) & (by_subject < held)).mean(axis=1))
+
+
+def _sum_over(codes: np.ndarray, count: int) -> csr_array:
+    """The matrix (count, n) that adds up what belongs to each code."""
+    return csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(count, len(codes)))
+
+
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each row to its k-th nearest other row."""
     radii = np.empty(len(x))
@@ -136,16 +224,28 @@ def log_inception_score(probs: Any) -> float:
     return max(0.0, float(rel_entr(p, p.mean(axis=0)).sum(axis=1).mean()))
 
 
-def gaussian_mmd(real: Any, synthetic: Any, *, sigma: float = CLIP_SIGMA, normalise: bool = True, subjects: Any = None) -> float:
-    """Unbiased squared MMD with the kernel exp(-|x - y|^2 / 2 sigma^2), times 1000 (CMMD; Jayasumana et al. 2024).
+def inception_measured(side: int) -> Measure:
+    """``log_inception_score`` of one side (0 real, 1 generated) with its variance: the slope of an image is its own divergence."""
 
-    With CLIP image embeddings scaled to unit length and sigma = 10 it is their metric. Their published code averages over all pairs,
-    an image with itself too, which adds about 1000 (1/n + 1/m) v / sigma^2 where v is the embeddings' total variance, and so punishes
-    small groups; here those pairs are left out (Gretton et al. 2012, eq. 3 instead of 5), so the value may be below 0.
+    def measure(x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray, subjects_y: np.ndarray, _: int = 0) -> dict[str, Measured]:
+        probs, subjects = (x, subjects_x) if side == 0 else (y, subjects_y)
+        value, probs = log_inception_score(probs), probs / probs.sum(axis=1, keepdims=True)
+        variance = influence_variance(rel_entr(probs, probs.mean(axis=0)).sum(axis=1) / len(probs), subjects)
+        return {"value": Measured(value, (variance, 0.0) if side == 0 else (0.0, variance))}
+
+    return measure
+
+
+def clip_distance(real: Any, synthetic: Any, *, sigma: float = CLIP_SIGMA, subjects: Any = None) -> Estimate:
+    """Unbiased squared MMD of unit-length rows with the kernel exp(-|x - y|^2 / 2 sigma^2), times 1000 (CMMD; Jayasumana et al. 2024).
+
+    With CLIP image embeddings and sigma = 10 it is their metric. Their published code averages over all pairs, an image with itself
+    too, which adds about 1000 (1/n + 1/m) v / sigma^2 where v is the embeddings' total variance, and so punishes small groups; here
+    those pairs are left out (Gretton et al. 2012, eq. 3 instead of 5), so the value may be below 0. The interval is that of
+    ``kernel_distance``.
 
     Args:
         real, synthetic: embeddings (n, d) and (m, d).
-        normalise: scale each row to unit length.
         subjects: as in ``kernel_distance``: pairs of images of one subject are left out too.
 
     Raises:
@@ -154,37 +254,19 @@ def gaussian_mmd(real: Any, synthetic: Any, *, sigma: float = CLIP_SIGMA, normal
     x, y = as_feature_pair(real, synthetic)
     if not sigma > 0:
         raise FeatureError(f"sigma = {sigma}; the kernel's width is above 0")
-    codes_x, codes_y = two_sided_subjects(subjects, len(x), len(y))
-    for name, codes in (("real", codes_x), ("synthetic", codes_y)):
-        if codes.max() == 0:
-            raise FeatureError(f"{name} features are all of one subject; a distance needs at least 2 subjects a side")
-    if normalise:
-        x, y = _unit(x, "real"), _unit(y, "synthetic")
-    elif max(np.abs(x).max(), np.abs(y).max()) > _LARGEST:
-        raise FeatureError(f"features are too large for float64 (above {_LARGEST:g}); scale them down")
-    within = _mean_kernel(x, x, codes_x, codes_x, sigma) + _mean_kernel(y, y, codes_y, codes_y, sigma)
-    return _MMD_SCALE * (within - 2 * _mean_kernel(x, y, None, None, sigma))
+
+    def kernel(products: np.ndarray, _: int) -> np.ndarray:
+        """Less 1, which no difference of means sees: values near 1 would cost the digits that count."""
+        return np.asarray(np.expm1((products - 1) / sigma**2))
+
+    found = kernel_distance(_unit(x, "real"), _unit(y, "synthetic"), subjects=subjects, kernel=kernel)
+    return Estimate(_MMD_SCALE * found.value, _MMD_SCALE * found.low, _MMD_SCALE * found.high, found.n)
 
 
 def _unit(x: np.ndarray, name: str) -> np.ndarray:
     largest = np.abs(x).max(axis=1, keepdims=True)  # first, so that no square overflows or vanishes
     if not largest.all():
         row = int(np.flatnonzero(largest[:, 0] == 0)[0])
-        raise FeatureError(f"{name} features are all 0 in row {row} and have no unit length; check that image, or take normalise=False")
+        raise FeatureError(f"{name} features are all 0 in row {row} and have no unit length; check that image")
     x = x / largest
     return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
-
-
-def _mean_kernel(x: np.ndarray, y: np.ndarray, codes_x: np.ndarray | None, codes_y: np.ndarray | None, sigma: float) -> float:
-    """Mean of the kernel less 1 over pairs of different subjects; less 1, as values near 1 would cost the digits that count."""
-    total, pairs = 0.0, 0
-    for rows, squares in _square_distances(x, y):
-        kernel = np.expm1(squares / (-2 * sigma**2))
-        apart = len(kernel) * len(y)
-        if codes_x is not None and codes_y is not None:
-            same = codes_x[rows, None] == codes_y
-            kernel[same] = 0
-            apart -= int(same.sum())
-        total += float(kernel.sum())
-        pairs += apart
-    return total / pairs

@@ -27,7 +27,7 @@ from evenhand.audit.intervals import (
     subject_codes,
 )
 from evenhand.audit.matching import LARGEST_SIDE, NearestPictures, as_float, as_images, as_pictures, not_blank
-from evenhand.audit.neighbours import Finder, NearestFeatures, expected_nearest, nearest_other, nearest_rows
+from evenhand.audit.neighbours import Finder, NearestFeatures, expected_nearest, largest_of_nearest, nearest_other
 from evenhand.core.randomness import generator
 
 Encoder = Callable[[np.ndarray], Any]
@@ -37,6 +37,7 @@ _ROOM = 0.15  # and nearer still: so far on the way (of logarithms) to where edi
 MIN_SENSITIVITY = 0.5
 _HELDOUT_AT_MOST, _TRIALS = 1500, 100
 _BLOCK = 256  # images encoded at once
+_EDGE = 1e-9  # of a distance: as far as that one's fellow, but for rounding, is not farther
 
 
 @dataclass(frozen=True)
@@ -201,15 +202,15 @@ def copy_rate_by_group(
     """The copy rate by group: lower is better. Rare groups tend to be memorised more.
 
     Args:
-        groups: a label an image; unknown, unspecified, NaN and -1 are no group, yet count in ``overall``.
-        subjects: one id an image; None = every image its own subject.
+        groups: one label per image; unknown, unspecified, NaN and -1 are no group, yet count in ``overall``.
+        subjects: one id per image; None = every image its own subject.
         heldout_groups: a label a held-out image. What passes by chance is then told by the group's own held-out images, where it has
             50 of them: a group whose images are all alike comes nearer to training images.
     """
     control = scores.heldout_score
     own, names = as_labels(np.full(len(control), -1) if heldout_groups is None else heldout_groups)
     if len(own) != len(control):
-        raise FeatureError(f"{len(own)} group labels for {len(control)} held-out images; give one an image")
+        raise FeatureError(f"{len(own)} group labels for {len(control)} held-out images; give one per image")
 
     def cell(rows: np.ndarray, ids: np.ndarray, name: Any) -> Estimate:
         chance = control[own == names.index(name)] if name in names else control
@@ -235,8 +236,9 @@ def _chance_corrected(scores: CopyScores, rows: np.ndarray, ids: np.ndarray, con
 def authenticity(train_features: Any, synthetic_features: Any, *, subjects: Any = None) -> Estimate:
     """Share of generated images that are authentic (Alaa et al. 2022, arXiv 2102.08921), with a 95 % interval.
 
-    An image is authentic if it is farther from its nearest training image than that one is from its own nearest fellow. Repeated
-    training images count once: with a fellow at distance 0 every near copy of theirs would be authentic.
+    An image is authentic if it is farther from its nearest training image than that one is from its own nearest fellow; of several
+    equally near ones it must hold for each. Repeated training images count once: with a fellow at distance 0 every near copy of theirs
+    would be authentic.
 
     Args:
         train_features, synthetic_features: (n, d) and (m, d) of one encoder.
@@ -270,8 +272,8 @@ def _authentic(train_features: Any, synthetic_features: Any) -> np.ndarray:
     apart = nearest_other(train)
     if not np.isfinite(apart).any():
         raise FeatureError("all training images have the same features; authenticity needs 2 that differ")
-    distance, nearest = nearest_rows(synthetic, train)
-    return distance > apart[nearest]
+    distance, reach = largest_of_nearest(synthetic, train, apart)
+    return np.asarray(distance > reach * (1 + _EDGE))
 
 
 def nearest_ratio(
@@ -298,7 +300,7 @@ def nearest_ratio(
         ids: what identifies each generated image, such as the hash of its file; draws are keyed on it. None = its row.
 
     Raises:
-        FeatureError: another shape, NaN or Inf, or labels that are not one an image.
+        FeatureError: another shape, NaN or Inf, or labels that are not one per image.
     """
     known, control, made = _as_feature_sets(("training", train), ("held-out", heldout), ("generated", synthetic))
     size = min(len(known), len(control))
@@ -333,7 +335,7 @@ def _by_group(
     """A frame of ``cell(rows, subject codes, group)``; a small group, one of one subject, or all of a faulty whole, is undefined."""
     codes, names = as_labels(groups)
     if len(codes) != len(usable):
-        raise FeatureError(f"{len(codes)} group labels for {len(usable)} generated images; give one an image")
+        raise FeatureError(f"{len(codes)} group labels for {len(usable)} generated images; give one per image")
     ids, cells = subject_codes(subjects, len(usable)), {}
     for code, name in enumerate(names):
         rows = usable & (codes == code)

@@ -38,9 +38,9 @@ def raw_presence(predicted: Any, groups: Sequence[Any] | None = None, subjects: 
     true 0. Where nothing can be counted at all the shares are NaN, with a reason.
 
     Args:
-        predicted: a label an image, requested or read by a judge.
+        predicted: one label per image, requested or read by a judge.
         groups: every group there should be; None = those that occur.
-        subjects: one id an image; None = every image its own subject.
+        subjects: one id per image; None = every image its own subject.
 
     Raises:
         UserError: a label that ``groups`` lacks.

@@ -10,6 +10,8 @@ import numpy as np
 _BLOCK = 256  # queries held at once
 _ROUNDING = 1e-10  # squared distances below this share of the largest squared norm are float32's: the rows are the same
 
+_TIED = 1e-9  # squared distances that differ by less are the same on some processor
+
 
 class Matches(NamedTuple):
     """The nearest image of a gallery for each query: how far, which, and whether it had to be mirrored or moved."""
@@ -50,6 +52,15 @@ def nearest_rows(queries: np.ndarray, gallery: np.ndarray, subjects: np.ndarray 
         which[rows] = squares.argmin(axis=1)
         distance[rows] = np.linalg.norm(queries[rows] - gallery[which[rows]], axis=1)  # by difference: exactly 0 for a copy
     return distance, which
+
+
+def largest_of_nearest(queries: np.ndarray, gallery: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance to the nearest row, and the largest of ``values`` (N,) among the rows that are nearest but for rounding."""
+    distance, largest = nearest_rows(queries, gallery)[0], np.empty(len(queries))
+    for rows, squares in _squares(queries, gallery):
+        nearest = squares <= squares.min(axis=1, keepdims=True) * (1 + _TIED)
+        largest[rows] = np.where(nearest, values, -np.inf).max(axis=1)
+    return distance, largest
 
 
 def nearest_other(rows: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def paired_auc(
         labels: (n,), two values, of which the larger is positive; NaN and -1 are unknown and left out.
         real_trained_scores, synthetic_trained_scores: (n,), higher = more likely positive; row i of both is test image i.
         groups: (n,); NaN, -1, unknown and unspecified are no group, yet count in ``overall``.
-        subjects: one id an image; None = every image its own subject.
+        subjects: one id per image; None = every image its own subject.
         min_n: a group with fewer labelled images is ``insufficient``.
         ids: as in ``group_auc``.
 
@@ -92,7 +92,7 @@ def paired_auc(
         Each measure as a ``Paired``. ES-AUC is undefined where any group is, the gap where fewer than two groups are defined.
 
     Raises:
-        FeatureError: scores that are NaN or not one an image, or more than two label values.
+        FeatureError: scores that are NaN or not one per image, or more than two label values.
 
     >>> labels, groups = [0, 1, 0, 1, 0, 1, 0, 1], ["a"] * 4 + ["b"] * 4
     >>> found = paired_auc(labels, [1, 2, 3, 4, 1, 2, 3, 4], [1, 2, 3, 4, 4, 1, 3, 2], groups, n_boot=50)
@@ -165,7 +165,7 @@ def paired_rates(
         labels: (n,) true classes; images without one are left out.
         real_trained_predictions, synthetic_trained_predictions: (n,) predicted classes, named as in ``labels``.
         groups: (n,); NaN, -1, unknown and unspecified are no group and left out.
-        subjects: one id an image; None = every image its own subject.
+        subjects: one id per image; None = every image its own subject.
         min_n: a group with fewer labelled images leaves both undefined: a rate of two images would make any difference.
         ids: as in ``group_auc``.
 
@@ -184,7 +184,7 @@ def paired_rates(
         pd.Series(column).reset_index(drop=True) for column in (labels, groups, real_trained_predictions, synthetic_trained_predictions)
     ]
     if len({len(column) for column in columns}) > 1:
-        raise FeatureError(f"labels, groups and predictions have lengths {[len(column) for column in columns]}; give one an image")
+        raise FeatureError(f"labels, groups and predictions have lengths {[len(column) for column in columns]}; give one per image")
     kept = np.flatnonzero((as_labels(columns[0])[0] >= 0) & (as_labels(columns[1])[0] >= 0))
     truth, place, *guesses = (column.iloc[kept] for column in columns)
     if any((as_labels(guess)[0] < 0).any() for guess in guesses):

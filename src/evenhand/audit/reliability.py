@@ -53,7 +53,7 @@ def expected_calibration_error(
         groups: (n,); NaN, -1, unknown and unspecified are no group, yet count in ``overall``. None = no groups.
         classes: the columns' classes; None = 0 to K - 1.
         bins: how many; ``mass`` gives each the same number of images (ties stay together), ``width`` the same range.
-        subjects: one id an image; None = every image its own subject.
+        subjects: one id per image; None = every image its own subject.
         ids: what identifies each image, such as the hash of its file; draws are keyed on it. None = its row.
         min_n: a group with fewer labelled images is ``insufficient``.
 
@@ -154,7 +154,7 @@ def _judged(probabilities: Any, labels: Any, groups: Any, classes: Sequence[Any]
     group, names = as_labels(groups) if groups is not None else (np.full(n, -1), [])
     if probs.ndim not in (1, 2) or (probs.ndim == 2 and probs.shape[1] < 2) or not len(probs) == n == len(group):
         shapes = f"probabilities {probs.shape}, labels ({n},) and groups ({len(group)},)"
-        raise FeatureError(f"{shapes} do not fit; give one row an image, and (n,) or (n, 2 or more)")
+        raise FeatureError(f"{shapes} do not fit; give one row per image, and (n,) or (n, 2 or more)")
     wrong = ~np.isfinite(probs) | (probs < -1e-6) | (probs > 1 + 1e-6)  # a softmax in float32 may pass 1
     if wrong.any():
         row = int(np.flatnonzero(wrong.reshape(n, -1).any(axis=1))[0])

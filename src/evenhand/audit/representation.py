@@ -372,7 +372,7 @@ def _probabilities(values: Any, name: str) -> np.ndarray:
     if array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1):
         array = np.column_stack([1 - array.ravel(), array.ravel()])
     if array.ndim != 2 or len(array) == 0:
-        raise FeatureError(f"{name} have shape {array.shape}; give an array (n, K) with one row an image")
+        raise FeatureError(f"{name} have shape {array.shape}; give an array (n, K) with one row per image")
     fault = ~np.isfinite(array).all(axis=1)
     if not fault.any():
         fault = (array < -1e-6).any(axis=1) | (np.abs(array.sum(axis=1) - 1) > 1e-3)
@@ -386,7 +386,7 @@ def _label_codes(labels: Any, n: int, k: int, what: str = "calibration_labels") 
     """Columns 0..K-1 that calibration labels mean, -1 for unknown, and the groups' names."""
     codes, names = as_labels(labels)  # a categorical keeps groups that nobody has
     if len(codes) != n:
-        raise FeatureError(f"{len(codes)} {what} for {n} images; give one an image")
+        raise FeatureError(f"{len(codes)} {what} for {n} images; give one per image")
     if all(isinstance(name, int) and 0 <= name < k for name in names):
         place = np.array([*names, -1], dtype=int)
         return place[codes], list(range(k))

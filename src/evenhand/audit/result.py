@@ -13,7 +13,7 @@ from evenhand.audit.frame import Estimate
 from evenhand.core.artifacts import read_json, write_json
 from evenhand.core.errors import UserError
 
-FORMAT = 4
+FORMAT = 5
 Basis = Literal["requested", "judge", "mixed", "none"]
 
 
@@ -127,6 +127,7 @@ class QualityTable(_GroupTable):
     direction: Literal["lower", "higher"] = "lower"
     n: int
     effect: float | None = None  # largest difference of the tested distances
+    monte_carlo: float = 0.0  # largest standard error that the draws leave in a group's value, in half widths of its interval
     untested: str = ""  # why there is no p-value
     view: str = ""  # of what features: "relative" as they are, "whitened"
     tested: dict[str, float | None] = {}  # each group's distance in that view, over the kernel variance of its own real images
@@ -311,6 +312,18 @@ class EncoderFacts(Part):
     features_synthetic: int
 
 
+class MonteCarlo(Part):
+    """How far another seed of the draws would move this audit's figures, as standard errors.
+
+    ``value`` and ``bound``: in half widths of the figure's own interval, ``value`` the largest of all size-matched tables (nothing else is
+    drawn), ``bound`` of an interval by bootstrap. ``p_value``: of one near .05.
+    """
+
+    value: float
+    bound: float
+    p_value: float
+
+
 class Document(Part):
     """A result that is written as JSON and read back; ``what`` it is, and the command that makes it."""
 
@@ -360,6 +373,7 @@ class AuditResult(Document):
     decisions: list[Decision] = []
     rules: list[RuleOutcome] = []
     findings: list[Finding]
+    monte_carlo: MonteCarlo
     provenance: dict[str, Any]
 
 

@@ -21,9 +21,11 @@ from evenhand.audit.chapters import (
 )
 from evenhand.audit.decisions import Question, Rule, parse_question, parse_rule
 from evenhand.audit.findings import caveats, headline_findings
+from evenhand.audit.gaps import P_VALUE_ERROR
+from evenhand.audit.intervals import bound_error
 from evenhand.audit.judges import cohort_facts, gather_judges, kept_beside
 from evenhand.audit.readings import Reading, per_image_table, read_column, stated
-from evenhand.audit.result import AuditResult
+from evenhand.audit.result import AuditResult, MonteCarlo
 from evenhand.audit.settings import AuditSettings
 from evenhand.audit.verdicts import check_rules, decide
 from evenhand.cohorts.cohort import Cohort, write_table
@@ -179,6 +181,11 @@ def _result(settings: AuditSettings, declared: _Declared, real: tuple[Cohort, An
         decisions=decisions,
         rules=check_rules(declared.rules, found.tables),
         findings=[*headline_findings(found.tables, decisions, parts["memorization"]), *limits],
+        monte_carlo=MonteCarlo(
+            value=max((table.monte_carlo for table in parts["quality"]), default=0.0),
+            bound=bound_error(settings.n_boot),
+            p_value=P_VALUE_ERROR,
+        ),
         provenance=provenance(),
     )
 

@@ -35,7 +35,7 @@ def group_auc(
         labels: (n,), two values, of which the larger is positive (0/1, False/True). NaN and -1 are unknown and left out.
         groups: (n,); NaN, -1, unknown and unspecified are no group, yet count in ``overall``.
         n_boot: bootstrap samples of subjects, drawn within each group.
-        subjects: one id an image; None = every image its own subject.
+        subjects: one id per image; None = every image its own subject.
         ids: what identifies each image, such as the hash of its file; draws are keyed on it. None = its row.
         min_n: a group with fewer labelled images is ``insufficient``.
 
@@ -43,7 +43,7 @@ def group_auc(
         A frame in which a group without images, or with one class only, is NaN with the reason.
 
     Raises:
-        FeatureError: scores that are NaN or not one an image, or more than two label values.
+        FeatureError: scores that are NaN or not one per image, or more than two label values.
 
     >>> group_auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], ["a"] * 4).overall.value
     0.75
@@ -68,11 +68,11 @@ def aligned_scores(
     try:
         score = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError):
-        raise FeatureError("scores are not numbers; give one an image") from None
+        raise FeatureError("scores are not numbers; give one per image") from None
     label, values = as_labels(labels)
     codes, names = as_labels(groups)
     if score.ndim != 1 or not len(score) == len(label) == len(codes):
-        raise FeatureError(f"scores {score.shape}, labels ({len(label)},) and groups ({len(codes)},) differ in shape; give one an image")
+        raise FeatureError(f"scores {score.shape}, labels ({len(label)},) and groups ({len(codes)},) differ in shape; give one per image")
     if not np.isfinite(score).all():
         raise FeatureError(f"scores hold NaN or Inf (first in row {int(np.flatnonzero(~np.isfinite(score))[0])})")
     if len(values) > 2:
@@ -161,7 +161,7 @@ def _classified(labels: Any, predictions: Any, groups: Any) -> tuple[np.ndarray,
     truth, truth_names = as_labels(labels)
     guess, guess_names = as_labels(predictions)
     if not len(codes) == len(truth) == len(guess):
-        raise FeatureError(f"{len(truth)} labels, {len(guess)} predictions and {len(codes)} groups differ in length; give one an image")
+        raise FeatureError(f"{len(truth)} labels, {len(guess)} predictions and {len(codes)} groups differ in length; give one per image")
     if truth_names and guess_names and not set(truth_names) & set(guess_names) and len(truth_names) > 1:
         shown = [", ".join(map(repr, names[:3])) for names in (truth_names, guess_names)]
         raise FeatureError(f"labels ({shown[0]}) and predictions ({shown[1]}) have no class in common; name classes alike in both")

@@ -28,7 +28,7 @@ class AuditSettings(Settings):
     judge_arch: str = "resnet"
     judge_epochs: float = Field(8, gt=0)
     batch_size: int = Field(64, ge=1)
-    repeats: int = Field(10, ge=1, description="subsamples averaged in a size-matched distance")
-    n_boot: int = Field(1000, ge=100, description="bootstrap samples of subjects")
+    repeats: int = Field(10, ge=1, description="subsamples cut from one random order, for size-matched distances")
+    n_boot: int = Field(2000, ge=100, description="bootstrap samples of subjects")
     min_n: int = Field(20, ge=2, description="a group with fewer images is insufficient")
     seed: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,16 +12,16 @@ import pandas as pd
 
 from evenhand.audit.auc_gaps import fidelity_gap
 from evenhand.audit.equity import equity_scaled
-from evenhand.audit.fidelity import frechet_distance, kernel_distance, size_matched
+from evenhand.audit.fidelity import frechet_distance, halves_distance, kernel_distance
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.gaps import GapTest, quality_gap
-from evenhand.audit.intervals import FeatureError, drawing_order, gap_interval, image_ranks, subject_codes
-from evenhand.audit.manifold import NEIGHBOURS, OVERLAP, Manifold, gaussian_mmd, log_inception_score, manifold_metrics
+from evenhand.audit.intervals import FeatureError, gap_interval
+from evenhand.audit.manifold import OVERLAP, clip_distance, inception_measured, overlap_measured
 from evenhand.audit.readings import Reading
 from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticRow, SemanticTable, number
 from evenhand.audit.semantics import group_auc
+from evenhand.audit.subsampling import MONTE_CARLO, of_whole_groups, size_matched, size_matched_each
 from evenhand.core.names import condition_is
-from evenhand.core.randomness import generator
 
 _FRECHET_AT_MOST, _OVERLAP_AT_MOST = 500, 300  # images a side and group
 
@@ -106,7 +106,7 @@ def quality_table(
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=primary, encoder=encoder,
         n=frame.overall.n, overall=whole.kid if metric == "kid" else whole.fid,
         overall_reference=whole.floor if metric == "kid" else None,
-        rows=group_rows(frame, floors, reading), **gap_of(frame), **answer,
+        rows=group_rows(frame, floors, reading), **gap_of(frame), monte_carlo=_monte_carlo(frame), **answer,
     )  # fmt: skip
 
 
@@ -120,48 +120,25 @@ def _answer(tested: GapTest) -> dict[str, Any]:
 
 def overlap_tables(reading: Reading, sides: Sides, encoder: str, how: Resampling) -> list[QualityTable]:
     """Precision, recall, density and coverage by subgroup, at one n of a few hundred at most: they need no more to be told."""
-    manifolds = _Manifolds()
+    frames = size_matched_each(
+        sides.real, sides.synthetic, reading.real, reading.synthetic, overlap_measured, higher_is_better=True,
+        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, ids=sides.ids, min_n=how.min_n, at_most=_OVERLAP_AT_MOST,
+    )  # fmt: skip
     found = []
     for name in OVERLAP:
-        frame = size_matched(
-            sides.real, sides.synthetic, reading.real, reading.synthetic, manifolds.metric(name), higher_is_better=True,
-            repeats=min(how.repeats, 5), seed=how.seed, subjects=sides.subjects, ids=sides.ids, min_n=how.min_n, at_most=_OVERLAP_AT_MOST,
-        )  # fmt: skip
-        table = _view(reading, frame, name, encoder, {}, None)
-        if name != "density":  # the others are shares
-            for cell in (table.overall, *table.rows):
-                cell.low, cell.high = (None if bound is None else min(max(bound, 0.0), 1.0) for bound in (cell.low, cell.high))
-        found.append(table)
+        frame = frames[name].clipped(0.0, math.inf if name == "density" else 1.0)  # the others are shares
+        found.append(_view(reading, frame, name, encoder, {}, None))
     return found
-
-
-class _Manifolds:
-    """The four values of one pair of samples at once: each metric is asked for the same samples."""
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, Manifold] = {}
-
-    def metric(self, name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-        def measured(real: np.ndarray, synthetic: np.ndarray) -> float:
-            if min(len(real), len(synthetic)) <= NEIGHBOURS:
-                return math.nan
-            along = np.sin(np.arange(1, real.shape[1] + 1))  # a fixed direction that no two samples share a projection on
-            key = (real @ along).tobytes() + (synthetic @ along).tobytes()
-            if key not in self._known:
-                self._known[key] = manifold_metrics(real, synthetic)
-            return float(getattr(self._known[key], name))
-
-        return measured
 
 
 def inception_table(reading: Reading, probabilities: Sides, judge: str, how: Resampling) -> QualityTable:
     """Logarithm of the inception score by subgroup, by a judge's class probabilities; beside it that of the real images."""
     found, beside = (
-        size_matched(
-            probabilities.real, probabilities.synthetic, reading.real, reading.synthetic, score, higher_is_better=True,
+        size_matched_each(
+            probabilities.real, probabilities.synthetic, reading.real, reading.synthetic, inception_measured(side), higher_is_better=True,
             repeats=how.repeats, seed=how.seed, subjects=probabilities.subjects, ids=probabilities.ids, min_n=how.min_n,
-        )
-        for score in (lambda _, made: log_inception_score(made), lambda real, _: log_inception_score(real))
+        )["value"]
+        for side in (1, 0)
     )  # fmt: skip
     cells = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in beside.by_group.iterrows()}
     return _view(reading, found, "log-is", judge, cells, Cell.of(beside.overall))
@@ -169,9 +146,9 @@ def inception_table(reading: Reading, probabilities: Sides, judge: str, how: Res
 
 def clip_distance_table(reading: Reading, sides: Sides, encoder: str, how: Resampling) -> QualityTable:
     """Gaussian-kernel distance of CLIP embeddings (CMMD) by subgroup."""
-    frame = size_matched(
-        sides.real, sides.synthetic, reading.real, reading.synthetic, gaussian_mmd,
-        repeats=how.repeats, seed=how.seed, subjects=sides.subjects, ids=sides.ids, min_n=how.min_n, at_most=_FRECHET_AT_MOST,
+    frame = of_whole_groups(
+        sides.real, sides.synthetic, reading.real, reading.synthetic, lambda x, y, codes: clip_distance(x, y, subjects=codes),
+        subjects=sides.subjects, ids=sides.ids, min_n=how.min_n,
     )  # fmt: skip
     return _view(reading, frame, "cmmd", encoder, {}, None)
 
@@ -181,21 +158,25 @@ def _view(reading: Reading, frame: SubgroupFrame, metric: Any, encoder: str, bes
         question=f"quality:{reading.question}", by=list(reading.by), basis=reading.basis, metric=metric, primary=False, encoder=encoder,
         direction="higher" if frame.higher_is_better else "lower", n=frame.overall.n,
         overall=Cell.of(frame.overall, "" if frame.overall.defined else "too few images"),
-        overall_reference=overall, rows=group_rows(frame, beside, reading), **gap_of(frame), worst=_name(frame.worst),
+        overall_reference=overall, rows=group_rows(frame, beside, reading), **gap_of(frame), monte_carlo=_monte_carlo(frame),
+        worst=_name(frame.worst),
     )  # fmt: skip
 
 
+def _monte_carlo(frame: SubgroupFrame) -> float:
+    """The largest Monte Carlo error of a group's value, in half widths of its interval."""
+    half = (frame.by_group["high"] - frame.by_group["low"]) / 2
+    found = (frame.by_group[MONTE_CARLO] / half)[half > 0]
+    return float(found.max()) if len(found) else 0.0
+
+
 def real_floor(sides: Sides, rows: np.ndarray, how: Resampling) -> Cell:
-    """Kernel distance between two halves of the real images, split by subject: what a perfect generator would be measured at."""
-    n, ids = int(rows.sum()), None if sides.real_ids is None else sides.real_ids[rows]
-    order, codes = drawing_order(image_ranks(ids, n), subject_codes(sides.real_subjects[rows], n))
-    subjects = int(codes.max()) + 1 if n else 0
-    half = generator(how.seed, "real-floor").permutation(subjects)[codes] < subjects / 2 if subjects else np.zeros(0, dtype=bool)
-    if min(half.sum(), (~half).sum()) < max(2, how.min_n / 2):
+    """Kernel distance between two halves of the real images, parted by subject: what a perfect generator would be measured at."""
+    n = int(rows.sum())
+    if n < max(4, how.min_n):
         return Cell(n=n, reason=f"insufficient: {n} real images to split in two")
-    features = sides.real[rows][order]
     try:
-        return Cell.of(kernel_distance(features[half], features[~half], subjects=(codes[half], codes[~half])))
+        return Cell.of(halves_distance(sides.real[rows], subjects=sides.real_subjects[rows]))
     except FeatureError as error:
         return Cell(n=n, reason=f"insufficient: {error}")
 
@@ -210,9 +191,7 @@ def semantic_table(
 ) -> SemanticTable:
     """AUC of a judge's score for ``value`` against the requested condition, and by how much it is less than on real images."""
     found, reference = (
-        group_auc(
-            side.scores, side.labels, groups, n_boot=how.n_boot, seed=how.seed, subjects=side.subjects, ids=side.ids, min_n=how.min_n
-        )
+        group_auc(side.scores, side.labels, groups, n_boot=how.n_boot, seed=how.seed, subjects=side.subjects, ids=side.ids, min_n=how.min_n)
         for side, groups in ((synthetic, reading.synthetic), (real, reading.real))
     )
     beside = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in reference.by_group.iterrows()}

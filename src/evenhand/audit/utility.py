@@ -37,7 +37,7 @@ def utility_difference(
         labels: (n,) true labels, two values, of which the larger is positive; NaN and -1 are unknown and left out.
         real_trained_scores, synthetic_trained_scores: (n,), higher = more likely positive; row i of both is test image i.
         groups: (n,); NaN, -1, unknown and unspecified are no group, yet count in ``overall``.
-        subjects: one id an image; None = every image its own subject. Both classifiers get the same draw of subjects.
+        subjects: one id per image; None = every image its own subject. Both classifiers get the same draw of subjects.
         ids: as in ``group_auc``.
         min_n: a group with fewer labelled images is ``insufficient``.
 
@@ -46,7 +46,7 @@ def utility_difference(
         for the number of groups). ``gap`` is how unevenly utility is lost, ``worst`` the group that loses most.
 
     Raises:
-        FeatureError: scores that are NaN or not one an image, or more than two label values.
+        FeatureError: scores that are NaN or not one per image, or more than two label values.
 
     >>> frame = utility_difference([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.2, 0.4], ["a"] * 4, n_boot=100)
     >>> frame.overall.value, float(frame.by_group.loc["a", "synthetic_trained"])

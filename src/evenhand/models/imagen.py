@@ -82,7 +82,7 @@ class ImagenPipeline(DiffusionPipeline):
             raise ValueError(f"prompt is {prompt!r}; give a text, or a list of texts")
         images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
         if isinstance(generator, list | tuple) and len(generator) != images:
-            raise ValueError(f"{len(generator)} generators for {images} images; give one, or one an image")
+            raise ValueError(f"{len(generator)} generators for {images} images; give one, or one per image")
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type is {output_type!r}; give one of {', '.join(OUTPUTS)}")
 
@@ -109,7 +109,7 @@ class ImagenPipeline(DiffusionPipeline):
         Args:
             num_inference_steps: solver steps of each stage.
             guidance_scale: of both stages; 1 is none.
-            generator: one an image, or one for all, drawn from in turn; None takes a seed from torch's global state.
+            generator: one per image, or one for all, drawn from in turn; None takes a seed from torch's global state.
             output_type: ``pil``, ``np`` (n, H, W) or (n, H, W, 3), or ``pt`` (n, channels, H, W); numbers are in [0, 1].
         """
         self.check_inputs(prompt, generator, output_type, num_images_per_prompt)

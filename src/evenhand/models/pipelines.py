@@ -236,7 +236,7 @@ def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> torch.Ten
 
 
 def warn_of_overlong(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> None:
-    """Say how many prompts, one an image, the tokenizer's limit cuts; their end does not reach the model."""
+    """Say how many prompts, one per image, the tokenizer's limit cuts; their end does not reach the model."""
     tokenizer, images = pipeline.tokenizer, Counter(prompts)
     with quiet_libraries():
         lengths = [len(ids) for ids in tokenizer(list(images), truncation=False).input_ids] if images else []
