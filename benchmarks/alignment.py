@@ -100,7 +100,7 @@ def main() -> None:
         world = options.work / f"seed-{seed}"
         world.mkdir(parents=True, exist_ok=True)
         with claim(world / "base", wait=True):
-            _prepare(world, seed)
+            prepare(world, seed)
         for recipe in dict.fromkeys(["before", *options.recipes]):
             _run(world, recipe, seed, options.images)
     found = _with_recorded(_found(options.work), RESULTS / "alignment.json", options.images)
@@ -115,7 +115,7 @@ def main() -> None:
     print(tables(found, against))
 
 
-def _prepare(world: Path, seed: int) -> None:
+def prepare(world: Path, seed: int) -> None:
     """Cohorts, the biased model, and classifiers that share no subject."""
     made = {
         "source": {"n": 3000, "mix": "sex=male:0.8,female:0.2", "seed": 10 * seed, "prompt_attributes": ["none"]},

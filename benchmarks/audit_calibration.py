@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calibration_verdicts import fidelity, reached, refusals, shares, utility
+from calibration_verdicts import fidelity, reached, shares, utility
 from common import write_result
 from PIL import Image
+from refusals import refusals
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
@@ -339,18 +340,20 @@ SECTIONS: dict[str, Callable[[int], Rates]] = {
     "utility": utility,
     "shares": shares,
     "reached": reached,
-    "refusals": refusals,
 }
 
 
 def main() -> None:
     """Run one section and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", choices=SECTIONS)
+    parser.add_argument("section", choices=[*SECTIONS, "refusals"])
     parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--work", type=Path, help="of section refusals: the work folder of alignment.py, whose worlds it shares")
     options = parser.parse_args()
+    if options.section == "refusals" and options.work is None:
+        parser.error("section refusals needs --work")
     start = time.monotonic()
-    found = SECTIONS[options.section](options.repeats)
+    found = refusals(options.repeats, options.work) if options.section == "refusals" else SECTIONS[options.section](options.repeats)
     payload = {"section": options.section, "repeats": options.repeats, "found": found, "seconds": round(time.monotonic() - start, 1)}
     path = write_result(f"audit_calibration_{options.section}", payload, seeds=[0])
     print(path.read_text())

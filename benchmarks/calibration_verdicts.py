@@ -1,17 +1,14 @@
-"""Sections of audit_calibration.py on verdicts: levels and power of tests between groups, rules, the final check, and refusals."""
+"""Sections of audit_calibration.py on verdicts: levels and power of tests between groups, rules, and the final check."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
 from evenhand.alignment.checking import FinalCheck, images_needed, judges_leave_open
@@ -23,13 +20,8 @@ from evenhand.audit.decisions import parse_rule
 from evenhand.audit.intervals import share_interval
 from evenhand.audit.mixes import mix_gap
 from evenhand.audit.presence import Target, gap_error, target_p_value
-from evenhand.audit.representation import estimate_mix
 from evenhand.audit.result import PresenceRow
-from evenhand.cohorts.cohort import Cohort
-from evenhand.cohorts.phantoms.cohort import write_phantoms
 from evenhand.core.randomness import generator
-from evenhand.models.classifiers import Classifier, ClassifierSettings, train_classifier
-from evenhand.models.encoders import Encoder
 
 Rates = dict[str, Any]
 SIZES: dict[str, tuple[tuple[int, ...], float]] = {
@@ -164,58 +156,3 @@ def _reached_cell(repeats: int, cell: tuple[float]) -> float:
         low, high = correction.interval(votes, lambda mix: mix, repeat)
         passed += FinalCheck(correction.shares(votes.mean(0)), low, high, n).shows(target, tolerance)
     return passed / repeats
-
-
-def refusals(repeats: int) -> Rates:
-    """How often a share is refused where only the mix differs, and where images are off the manifold; and what is missed.
-
-    A judge of brain phantoms reads 500 others whose shares are .2 to .9, as they are, or blurred, noisy, of another contrast, or turned.
-    ``missed``: the 95 % interval does not contain the true share; ``refused_of_missed`` is what is refused of those. Cases of one
-    distortion are resamples of the same 1,200 images; ``repeats`` cases of each.
-    """
-    with tempfile.TemporaryDirectory() as work:
-        cohort = write_phantoms("brain", Path(work) / "cohort", n=3000, size=32, seed=5)
-        pool = write_phantoms("brain", Path(work) / "pool", n=1200, size=32, seed=6)
-        found: Rates = {}
-        for attribute in ("sex", "age_group"):
-            judge = train_classifier(ClassifierSettings(cohort=cohort.root, target=attribute, out=Path(work) / attribute, epochs=6))
-            found[attribute] = _refusals_of(judge, cohort.split("val", "test"), pool, repeats)
-    return found
-
-
-def _refusals_of(judge: Classifier, held_out: Cohort, pool: Cohort, repeats: int) -> Rates:
-    encoder = Encoder.load(judge.path)
-    order = {group: code for code, group in enumerate(judge.groups)}
-    codes = [cohort.table[judge.target].map(order).to_numpy() for cohort in (held_out, pool)]
-    calibration = _read(judge, encoder, held_out.pixels())
-    images, found = pool.pixels(), {}
-    for name, distorted in _distortions(images).items():
-        probs, features = _read(judge, encoder, distorted)
-        refused = missed = both = 0
-        for repeat in range(repeats):
-            rng = generator(repeat, "refusals", name)
-            share = float(rng.choice([0.2, 0.4, 0.5, 0.9]))
-            counts = round(500 * share), 500 - round(500 * share)
-            rows = np.concatenate([rng.choice(np.flatnonzero(codes[1] == code), n) for code, n in enumerate(counts)])
-            mix = estimate_mix(
-                probs[rows], calibration[0], codes[0], features=features[rows], calibration_features=calibration[1], n_boot=200, seed=repeat
-            )
-            out = not mix.low[0] <= share <= mix.high[0]
-            refused, missed, both = refused + (not mix.identifiable), missed + out, both + (out and not mix.identifiable)
-        found[name] = {"refused": refused / repeats, "missed": missed / repeats, "refused_of_missed": both / missed if missed else None}
-    return found
-
-
-def _distortions(images: np.ndarray) -> dict[str, np.ndarray]:
-    noise = generator(0, "refusals").standard_normal(images.shape, dtype=np.float32)
-    made = {"only the mix differs": images}
-    made |= {f"blur {sd} px": gaussian_filter(images, (0, sd, sd)) for sd in (0.5, 1.0, 1.5, 2.5)}
-    made |= {f"noise {sd}": images + np.float32(sd) * noise for sd in (0.05, 0.15, 0.3)}
-    made |= {"contrast .7": 0.5 + (images - 0.5) * 0.7, "gamma 1.5": images**1.5, "upside down": images[:, ::-1]}
-    return {name: np.clip(part, 0, 1).astype(np.float32) for name, part in made.items()}
-
-
-def _read(judge: Classifier, encoder: Encoder, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and penultimate features."""
-    parts = [np.ascontiguousarray(images[start : start + 100]) for start in range(0, len(images), 100)]
-    return np.concatenate([judge.predict(part) for part in parts]), np.concatenate([encoder.features(part) for part in parts])
