@@ -1,6 +1,8 @@
 """Pixels of single files: every depth, sign, byte order, orientation and kind of colour against literals worked by hand."""
 
 import io
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from cohorts.image_files import (
 )
 from PIL import Image
 
+from evenhand.cohorts.cohort import read_image
 from evenhand.cohorts.decoding import BadImage, Raster, brief
 from evenhand.cohorts.images import open_picture
+from evenhand.core.errors import UserError
 
 
 def decoded(data: bytes) -> Raster:
@@ -330,6 +334,37 @@ def test_messages_are_one_printable_line(error, expected) -> None:
 def test_a_tiff_without_its_last_strips_is_damaged(kind) -> None:
     with pytest.raises(BadImage, match=r"^truncated or damaged \(strips of 8 of 32 rows\)$"):
         decoded(tiff(np.zeros((8, 4), kind), {257: (3, [32])}))
+
+
+def a_chunk_of_two_gigabytes() -> bytes:
+    """A PNG whose pixel data are followed by a chunk of them that claims to be as long."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    end = whole.index(b"IEND") - 4
+    return whole[:end] + struct.pack(">I", 2**31 - 1) + b"IDAT" + whole[end:]
+
+
+@pytest.mark.parametrize("library", ["PngImagePlugin.PngImageFile.load_end", "ImageFile.ImageFile.load"])
+def test_a_file_that_asks_for_more_memory_than_there_is_is_damaged(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(a_chunk_of_two_gigabytes())
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(f"PIL.{library}", exhausted)
+    with pytest.raises(BadImage, match=r"^truncated or damaged \(MemoryError\)$"):
+        open_picture(path).decode()
+    with pytest.raises(UserError, match=r"a\.png: unreadable image \(MemoryError\); run 'evenhand cohort check'"):
+        read_image(path, "L")
+
+
+def test_an_image_that_is_no_image_any_more_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(a_chunk_of_two_gigabytes().replace(b"IHDR", b"IHDX"))
+    with pytest.raises(UserError, match=r"a\.png: unreadable image \(.+\); run 'evenhand cohort check' on its cohort$"):
+        read_image(path, "L")
 
 
 @pytest.mark.parametrize("size", [40, 90, 120, 200])

@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from evenhand.cohorts.decoding import DECODE_ERRORS, brief
 from evenhand.core.artifacts import is_file, new_folder, read_json, sha256_file, write_atomically, write_json
 from evenhand.core.errors import UserError, did_you_mean
 
@@ -148,8 +149,8 @@ def read_image(path: Path, mode: str) -> np.ndarray:
             return np.asarray(image.convert(mode), dtype=np.float32) / 255
     except FileNotFoundError:
         raise UserError(f"{path}: missing image; run 'evenhand cohort check' on its cohort") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: unreadable image ({error}); run 'evenhand cohort check' on its cohort") from None
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: unreadable image ({brief(error)}); run 'evenhand cohort check' on its cohort") from None
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:

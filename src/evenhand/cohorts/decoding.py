@@ -16,8 +16,8 @@ from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 # remarks on an image, as the notes of an import say them
 PALETTE, TRANSPARENT, INVISIBLE, CMYK, LAB = "palette", "transparency", "wholly transparent", "CMYK", "CIELAB"
 FRAMES, BAD_EXIF = "frames", "damaged EXIF"
-# what Pillow's parsers raise on damaged files besides OSError
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError)
+# What Pillow's parsers raise on damaged files besides OSError; MemoryError where a part claims to be gigabytes long.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError, MemoryError)
 _ORIENTATION = 0x0112
 _TURNS = {  # EXIF orientation -> what brings the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
