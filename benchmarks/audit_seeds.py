@@ -33,7 +33,7 @@ SEEDS = (0, 1, 2)
 REAL = {"ham10000": ("ham10000", None), "nih-cxr": ("nih_cxr", ["effusion", "view"])}
 MOST = 1500  # real images of a data set
 BLUR, BRIGHTER = 0.7, 0.02
-NEAR = (0.01, 0.2)  # p-values whose change matters
+NEAR = (0.01, 0.1)  # p-values whose change matters
 
 
 def main() -> None:
