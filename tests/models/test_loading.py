@@ -513,6 +513,38 @@ def test_a_scheduler_file_of_another_class_with_betas_is_read_as_diffusers_reads
     assert type(load_pipeline(folder).scheduler).__name__ == "PNDMScheduler"
 
 
+@pytest.mark.parametrize(
+    ("component", "name", "value"),
+    [
+        ("unet", "freq_shift", "0"),
+        ("unet", "freq_shift", [0]),
+        ("unet", "flip_sin_to_cos", None),
+        ("vae", "norm_num_groups", True),
+        ("text_encoder", "eos_token_id", None),
+        ("text_encoder", "eos_token_id", [2, 3]),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_or_does_no_harm(folder: Path, component: str, name: str, value: object) -> None:
+    _configure(folder / component / "config.json", **{name: value})
+    try:
+        load_pipeline(folder)
+    except UserError as error:
+        said = str(error)
+        assert "\n" not in said and (f"{component}/config.json: the network cannot be run (" in said or f"{folder}/{component}" in said)
+    else:
+        assert name == "flip_sin_to_cos"  # as if it were false
+
+
+@pytest.mark.parametrize(
+    ("component", "name", "value"),
+    [("unet", "transformer_layers_per_block", 2**70), ("unet", "layers_per_block", [1, 5000]), ("text_encoder", "hidden_size", 2**40)],
+)
+def test_sizes_that_would_be_built_without_end_are_refused(folder: Path, component: str, name: str, value: object) -> None:
+    _configure(folder / component / "config.json", **{name: value})
+    said = _message(load_pipeline, folder)
+    assert said.startswith(f"{folder}/{component}/config.json: {name} is ") and said.endswith("that the network was saved with")
+
+
 @pytest.mark.parametrize("size", [[16, 24], [16, 16], "16", 0, None, True])
 def test_a_side_that_is_not_one_number_is_refused(folder: Path, size: object) -> None:
     _configure(folder / "unet/config.json", sample_size=size)

@@ -18,6 +18,7 @@ from evenhand.models.weights import component_files, load_weights, names_in
 
 INDEX_FILE = "model_index.json"
 SCHEDULER_FILE = "scheduler_config.json"
+_MOST_LAYERS, _LARGEST = 1000, 10**9
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
@@ -108,6 +109,7 @@ def load_component(folder: Path, kind: Any) -> Any:
     files_of(folder, kind)
     if not issubclass(kind, SchedulerMixin | PreTrainedTokenizerBase):
         _check_class(folder, kind)
+        _check_sizes(folder / "config.json")
         loaded = load_weights(kind, folder)
         loaded.require_whole(folder)
         return loaded.model.eval()
@@ -118,6 +120,16 @@ def load_component(folder: Path, kind: Any) -> Any:
             return kind.from_pretrained(str(folder), local_files_only=True)
     except LOAD_ERRORS as error:
         raise UserError(f"{folder}: cannot load the model ({kind.__name__}: {brief(error)}); copy the folder again") from None
+
+
+def _check_sizes(where: Path) -> None:
+    """Raise for numbers of layers that would be built for hours, and for sizes that no memory holds."""
+    config = read_json(where)
+    for name, value in config.items() if isinstance(config, dict) else ():
+        for number in value if isinstance(value, list) else [value]:
+            most = _MOST_LAYERS if "layers" in name else _LARGEST
+            if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) > most:
+                raise UserError(f"{where}: {name} is {number}, above {most:,}; restore the settings that the network was saved with")
 
 
 def _check_class(folder: Path, kind: type) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
+import torch
 from diffusers import DDPMScheduler, SchedulerMixin
 
 from evenhand.core.artifacts import is_file, read_json
@@ -16,7 +18,7 @@ from evenhand.core.errors import UserError
 from evenhand.models.denoise import sampler
 from evenhand.models.libraries import LOAD_ERRORS, brief, quiet_libraries
 from evenhand.models.schedules import SCHEDULER_FILE
-from evenhand.models.text import tokenized
+from evenhand.models.text import token_states, tokenized
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # What a denoiser may be given beside noisy latents, a timestep and text; it would be left without.
@@ -45,6 +47,9 @@ def check_latent_model(folder: Path, parts: Mapping[str, Any]) -> None:
     _check_denoiser(folder / "unet" / "config.json", parts["unet"].config, vae.latent_channels)
     _check_text(folder, parts, ("unet",))
     check_scheduler(folder / "scheduler", parts["scheduler"])
+    states = _tried_text(folder, parts)
+    _try(folder, "unet", partial(_run_denoiser, parts["unet"], states))
+    _try(folder, "vae", partial(_run_autoencoder, parts["vae"]))
 
 
 def check_cascade(folder: Path, parts: Mapping[str, Any]) -> None:
@@ -59,6 +64,42 @@ def check_cascade(folder: Path, parts: Mapping[str, Any]) -> None:
     _check_text(folder, parts, ("unet", "super_resolution_unet"))
     for name in ("scheduler", "super_resolution_scheduler"):
         check_scheduler(folder / name, parts[name])
+    states = _tried_text(folder, parts)
+    for name in ("unet", "super_resolution_unet"):
+        _try(folder, name, partial(_run_denoiser, parts[name], states))
+
+
+def _tried_text(folder: Path, parts: Mapping[str, Any]) -> torch.Tensor:
+    """Token states of the empty prompt."""
+    return cast(torch.Tensor, _try(folder, "text_encoder", partial(token_states, parts["tokenizer"], parts["text_encoder"], [""])))
+
+
+def _try(folder: Path, name: str, run: Callable[[], Any]) -> Any:
+    """Run a component once, on the smallest input: a setting of another kind than the network's is only found so.
+
+    Raises:
+        UserError: it cannot be run.
+    """
+    try:
+        with quiet_libraries(), torch.no_grad():
+            return run()
+    except UserError:
+        raise
+    except LOAD_ERRORS as error:
+        raise UserError(
+            f"{folder / name / 'config.json'}: the network cannot be run ({brief(error)}); restore the settings that it was saved with"
+        ) from None
+
+
+def _run_denoiser(unet: Any, states: torch.Tensor) -> None:
+    side = 2 ** (len(unet.config.block_out_channels) - 1)
+    level = None if unet.config.class_embed_type is None else torch.zeros(1)
+    unet(torch.zeros(1, unet.config.in_channels, side, side), torch.tensor(1), encoder_hidden_states=states, class_labels=level)
+
+
+def _run_autoencoder(vae: Any) -> None:
+    side = 2 ** len(vae.config.block_out_channels)
+    vae.decode(vae.encode(torch.zeros(1, vae.config.in_channels, side, side)).latent_dist.mean)
 
 
 def _check_autoencoder(where: Path, config: Any) -> None:
