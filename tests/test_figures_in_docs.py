@@ -10,8 +10,9 @@ rows, without a number of seeds in brackets. Nothing behind the file's name mean
 script measured.
 
 Every number of the block must be one of these, rounded as it is printed; a line of a table that begins as a row of such a Markdown file
-must have that row's. Blocks that must have such a comment are tables with a decimal fraction, and whatever mentions ``benchmarks/`` or that
-something was measured, or stands in a section of what was; ``none`` where there are settings alone.
+must have that row's. A source behind ``[text]`` is for lines, and items of a list, with that text alone. Blocks that must have such a
+comment are tables with a decimal fraction, and whatever mentions ``benchmarks/`` or that something was measured, or stands in a section of
+what was; ``none`` where there are settings alone.
 """
 
 import fnmatch
@@ -29,6 +30,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MOST = 120  # values that a line's numbers may be: among more, a wrong number finds one that it is
 MEASURED = re.compile(r"\bmeasured\b", re.IGNORECASE)
 COMMENT = re.compile(r"<!--\s*figures:(.*?)-->", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w./@#-])((?:[-−+] ?)?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+))( ?%)?(?![\w/])")
@@ -94,11 +96,14 @@ def as_number(printed: str) -> float:
     return number / 100 if printed.endswith("%") else number
 
 
-def allowed(sources: str, first_cell: str | None = None) -> list[float]:
-    """All numbers that a comment's sources hold; of a Markdown table with the row ``first_cell`` only those of that row."""
+def allowed(sources: str, line: str = "", first_cell: str | None = None) -> list[float]:
+    """All numbers that a comment's sources hold for ``line``; of a Markdown table with the row ``first_cell`` only those of that row."""
     found: list[float] = []
     for source in filter(None, (part.strip() for part in sources.split(";"))):
-        file, _, rest = source.partition(" ")
+        only = re.match(r"\[(.*?)\] *(.*)", source, re.DOTALL)
+        if only and only[1] not in line:
+            continue
+        file, _, rest = (only[2] if only else source).partition(" ")
         chosen = [name.strip() for name in rest.split(", ") if name.strip()]
         if file == "given:":
             found += map(as_number, numbers(rest.replace(", ", " ; ")))
@@ -148,7 +153,10 @@ def name_of(cells: list[str]) -> str:
 
 
 def matches(printed: str, values: list[float]) -> bool:
+    """Whether a value is rounded to what is printed; a whole number must be one."""
     digits = len(printed.rstrip("%").partition(".")[2]) + 2 * printed.endswith("%")
+    if digits == 0:
+        return as_number(printed) in values
     return any(abs(value - as_number(printed)) <= 0.5000001 * 10**-digits for value in values)
 
 
@@ -162,10 +170,14 @@ def test_every_figure_stands_in_a_result(path: Path) -> None:
             if must_have_sources(block):
                 faults.append(f"no source: {block.text.strip()[:90]!r}")
             continue
-        lines = block.text.strip().splitlines() if block.text.lstrip().startswith("|") else [block.text]
+        text = block.text.strip()
+        if re.search(r"^#", text, re.MULTILINE):
+            faults.append(f"a heading without an empty line before it: {text[:60]!r}")
         wrong = []
-        for line in lines:
-            values = allowed(block.sources, name_of(line.split("|")[1:-1]) if line.startswith("|") else None)
+        for line in text.splitlines() if text.startswith("|") else re.split(r"\n(?=- |\d\. )", text):
+            values = allowed(block.sources, line, name_of(line.split("|")[1:-1]) if line.startswith("|") else None)
+            if len(set(values)) > MOST:
+                faults.append(f"{len(set(values))} values could be meant, {MOST} at most: {line[:60]!r}")
             wrong += [number for number in numbers(line) if not matches(number, values)]
         if wrong:
             faults.append(f"not in {block.sources.strip()[:60]}: {', '.join(wrong)} in {block.text.strip()[:60]!r}")
@@ -207,8 +219,9 @@ def test_a_wrong_number_or_one_without_a_source_is_found(tmp_path: Path, monkeyp
     assert allowed("a.json runs/*/men; given: 7, 20 %") == [0.4871, 0.52, 7, 0.2]
     assert allowed("a.json mean(runs/*/men), sd(runs/*/men)") == [pytest.approx(0.50355), pytest.approx(0.0232638)]
     assert allowed("a.json ratio(runs/0/men : runs/1/men)") == [pytest.approx(0.4871 / 0.52)]
-    assert allowed("a.md kl") == [3, 0.785, 0.055] and allowed("a.md", "own") == [3, 0.511, 0.016]
+    assert allowed("a.md kl") == [3, 0.785, 0.055] and allowed("a.md", first_cell="own") == [3, 0.511, 0.016]
     assert matches(".49", [0.4871]) and matches("49%", [0.4871]) and not matches(".48", [0.4871]) and not matches(".487", [0.4881])
+    assert allowed("[sex] a.json n; [age] a.md kl", "by sex") == [4000] and not matches("1", [0.7, 1.2])
     assert matches("4,000", [4000.0]) and matches("−.3", [-0.31]) and not matches(".3", [-0.31])
     with pytest.raises(AssertionError, match="nothing at runs/0/women"):
         allowed("a.json runs/0/women")

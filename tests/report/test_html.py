@@ -48,7 +48,8 @@ def test_findings_come_first_then_evidence_then_caveats(audit: Path) -> None:
 
 def test_the_error_of_the_draws_is_stated(audit: Path) -> None:
     page = " ".join(write_report([audit], audit.with_name("report.html")).read_text(encoding="utf-8").split())
-    assert "would move by at most about 0.02 of its interval's half width, a bound by 0.03, and a p-value near .05 by 0.0022" in page
+    assert "in 95 % of repeats a value would move by less than 0.02 of its interval's half width, a bootstrap bound by less" in page
+    assert "and a p-value near .05 by less than 0.002." in page
 
 
 def test_the_page_stands_alone(audit: Path) -> None:

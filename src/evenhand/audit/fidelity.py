@@ -19,8 +19,8 @@ from evenhand.audit.intervals import (
     Measured,
     as_feature_pair,
     as_features,
-    influence_variance,
     subject_codes,
+    subject_slopes,
     t_multiplier,
     two_sided_subjects,
 )
@@ -48,25 +48,23 @@ def frechet_distance(real: Any, synthetic: Any) -> float:
     return pair.distance(float(np.linalg.svd(pair.product, compute_uv=False).sum()))
 
 
-def frechet_measured(
-    x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray | None = None, subjects_y: np.ndarray | None = None
-) -> Measured:
-    """``frechet_distance`` of features (n, d) and (m, d), with the variance that either side's subjects bring.
+def frechet_measured(x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray, subjects_y: np.ndarray) -> Measured:
+    """``frechet_distance`` of features (n, d) and (m, d), with its slopes in the subjects of either side, given as codes.
 
-    Variances are those of the infinitesimal jackknife: with U s V' = A1 A2' and image i counted w times, the nuclear norm's slope in w
-    is half of sum_k s_k U_ik^2, since U' dM V is all that moves it.
+    With U s V' = A1 A2' and image i counted w times, the nuclear norm's slope in w is half of sum_k s_k U_ik^2, since U' dM V is all that
+    moves it.
     """
     pair = _Centred.of(x, y)
     left, values, right = np.linalg.svd(pair.product, full_matrices=False)
-    variances = []
+    slopes = []
     for side, along, sign, root, codes in (
         (pair.x, left, 1, pair.roots[0], subjects_x),
         (pair.y, right.T, -1, pair.roots[1], subjects_y),
     ):
         shares = ((along if root is None else side @ (root.inverse @ along)) ** 2) @ values
-        slopes = 2 * sign * (side @ pair.between) * math.sqrt(len(side) - 1) / len(side) + (side**2).sum(axis=1) - shares
-        variances.append(influence_variance(slopes, codes))
-    return Measured(pair.distance(float(values.sum())), (variances[0], variances[1]))
+        own = 2 * sign * (side @ pair.between) * math.sqrt(len(side) - 1) / len(side) + (side**2).sum(axis=1) - shares
+        slopes.append(subject_slopes(own, codes))
+    return Measured(pair.distance(float(values.sum())), (slopes[0], slopes[1]))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,9 @@ MIN_SUBJECTS = 10  # on a side of a group; with fewer, resampled signs are too c
 SMALLEST_P, AT_MOST = 1e-4, 1000
 _VIEWS = ("relative", "whitened")
 _LEAST_DRAWS = 20
-_SCREENING, _REFINED = 999, 20_000  # draws; the many only where the p-value is
+_SCREENING, _REFINED = 999, 30_000  # draws; the many only where the p-value is
 _DOUBTFUL = 0.005, 0.2
-_DRAWS_AT_ONCE = 2500
+_DRAWS_AT_ONCE, _PAIRS_AT_ONCE = 2500, 2_000_000
 P_VALUE_ERROR = len(_VIEWS) * math.sqrt(0.025 * 0.975 / _REFINED)  # standard error by the draws of a p-value near .05
 _RIDGE = 1.0  # in mean eigenvalues; with less, many features drown a shift along the main directions
 
@@ -68,26 +68,32 @@ class GapTest:
 
 @dataclass(frozen=True)
 class _Side:
-    """One side: features (n, d) by subject, codes of subject and of group (n,), and signs (A, B) of all its subjects."""
+    """One side: features (n, d) by subject, codes of subject and of group (n,), and what its subjects' signs are keyed on."""
 
     features: np.ndarray
     subjects: np.ndarray
     groups: np.ndarray
-    signs: np.ndarray
+    key: tuple[int, str]
+
+    def signs(self, chunk: int, number: int) -> np.ndarray:
+        """Signs (A, number) of all subjects: a chunk of the draws."""
+        draws = generator(*self.key[:1], "quality_gap", self.key[1], chunk)
+        return 2 * draws.integers(0, 2, size=(int(self.subjects.max()) + 1, number), dtype=np.int8) - 1
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One side of one group: features by subject, images per subject (A,), what each image of it counts (A,), and signs (A, B)."""
+    """One side of one group: features by subject, images per subject (A,), what each image of it counts (A,), and some signs (A, b)."""
 
     features: np.ndarray
     images: np.ndarray
     weight: np.ndarray
     signs: np.ndarray
 
-    def signs_and_ones(self, draws: slice) -> np.ndarray:
-        """Signs (A, b + 1) of some draws; the last column is ones."""
-        return np.column_stack([self.signs[:, draws].astype(np.float64), np.ones(len(self.images))])
+    @property
+    def signs_and_ones(self) -> np.ndarray:
+        """Signs (A, b + 1); the last column is ones."""
+        return np.column_stack([self.signs.astype(np.float64), np.ones(len(self.images))])
 
     @property
     def size(self) -> np.ndarray:
@@ -152,9 +158,9 @@ def quality_gap(
         subjects: as in ``kernel_distance``; images of one subject share a sign, in whichever groups they are.
         ids: as in ``size_matched``.
         min_n: a group with fewer images on a side is ``insufficient``, and so is one with fewer than ``MIN_SUBJECTS`` subjects.
-        n_boot: draws of the null law. None = 999, and 20,000 where those give a p-value from .005 to .2. No p-value below 1e-4 is given.
-        at_most: of a group with more images on a side, whole subjects are drawn up to so many: cost grows with their square, and
-            any gap that matters is clear by then.
+        n_boot: draws of the null law. None = 999, and 30,000 where those give a p-value from .005 to .2. No p-value below 1e-4 is given.
+        at_most: of a group with more images on a side, whole subjects are taken up to so many, since cost grows with their square.
+            Which ones hangs on their ids, not on the seed.
 
     Raises:
         FeatureError: features that no distance can be computed from, or labels that are not one per image.
@@ -168,9 +174,9 @@ def quality_gap(
     labels_x, labels_y, names = common_labels(real_groups, synthetic_groups, len(x), len(y))
     sizes = [(int((labels_x == i).sum()), int((labels_y == i).sum())) for i in range(len(names))]
     for place, (labels, side) in enumerate(((labels_x, "real"), (labels_y, "synthetic"))):
-        _thin(ranks[place], codes[place], labels, at_most, (seed, side))
+        _thin(ranks[place], codes[place], labels, at_most, side)
     rows = [(np.flatnonzero(labels_x == i), np.flatnonzero(labels_y == i)) for i in range(len(names))]
-    reasons = [group_fault(pair, codes, min_n) or _few_subjects(pair, codes) for pair in rows]
+    reasons = [group_fault(pair, codes, min_n) or _few_subjects(pair, codes) or _all_alike(x[pair[0]]) for pair in rows]
     for number in (_SCREENING, _REFINED) if n_boot is None else (n_boot,):
         draws = _drawn((x, y), ranks, codes, (labels_x, labels_y), reasons, number, seed)
         found = _result(names, sizes, reasons, draws, seed)
@@ -188,33 +194,47 @@ def _drawn(
     n_boot: int,
     seed: int,
 ) -> dict[str, dict[int, _Draws]]:
-    """Distances and draws of each usable group, by view; a group whose real images do not differ gets its reason."""
-    draws: dict[str, dict[int, _Draws]] = {view: {} for view in _VIEWS}
+    """Distances and draws of each usable group, by view; one whose kernel does not vary gets its reason.
+
+    Signs are held a chunk at a time.
+    """
     usable = [i for i, reason in enumerate(reasons) if not reason]
     if not usable:
-        return draws
+        return {view: {} for view in _VIEWS}
     real, synthetic = (
-        _ordered(features[place], ranks[place], codes[place], labels[place], usable, n_boot, (seed, side))
+        _ordered(features[place], ranks[place], codes[place], labels[place], usable, (seed, side))
         for place, side in enumerate(("real", "synthetic"))
     )
-    for view in _VIEWS:
-        values = _whitened((real, synthetic)) if view == "whitened" else (real.features, synthetic.features)
-        for i in [i for i in usable if not reasons[i]]:
-            drawn = _group_draws(_part(real, values[0], i), _part(synthetic, values[1], i))
-            if drawn is None:
-                reasons[i] = "its real images all have the same features"
-            else:
-                draws[view][i] = drawn
+    views = {"relative": (real.features, synthetic.features), "whitened": _whitened((real, synthetic))}
+    parts: dict[tuple[str, int], list[_SomeDraws]] = {}
+    for chunk, start in enumerate(range(0, n_boot, _DRAWS_AT_ONCE)):
+        signs = [side.signs(chunk, min(_DRAWS_AT_ONCE, n_boot - start)) for side in (real, synthetic)]
+        for (view, values), i in product(views.items(), usable):
+            pair = _part(real, values[0], signs[0], i), _part(synthetic, values[1], signs[1], i)
+            parts.setdefault((view, i), []).append(_some_draws(*pair))
+    draws: dict[str, dict[int, _Draws]] = {view: {} for view in _VIEWS}
+    for (view, i), found in parts.items():
+        joined = _group_draws(found)
+        if joined is None:
+            reasons[i] = "its real images all have the same features"
+        else:
+            draws[view][i] = joined
     return draws
 
 
-def _thin(ranks: np.ndarray, codes: np.ndarray, labels: np.ndarray, at_most: int, key: tuple[int, str]) -> None:
-    """Unlabel what a large group has too many of: whole subjects in a random order."""
+def _all_alike(features: np.ndarray) -> str:
+    """Found beforehand: whitened with them, all other groups would be measured in another unit."""
+    apart = np.abs(features - features[0]).max()
+    return "its real images all have the same features" if apart <= 1e-9 * np.abs(features).max() else ""
+
+
+def _thin(ranks: np.ndarray, codes: np.ndarray, labels: np.ndarray, at_most: int, side: str) -> None:
+    """Unlabel what a large group has too many of: whole subjects in a random order that no seed changes."""
     for group in np.unique(labels[labels >= 0]):
         rows = np.flatnonzero(labels == group)
         if len(rows) > at_most:
             order, subjects = drawing_order(ranks[rows], codes[rows])
-            place = generator(key[0], "quality_gap", f"{key[1]} of {group}").permutation(int(subjects.max()) + 1)[subjects]
+            place = generator(0, "quality_gap", f"{side} of {group}").permutation(int(subjects.max()) + 1)[subjects]
             labels[rows[order[np.argsort(place, kind="stable")[at_most:]]]] = -1
 
 
@@ -227,21 +247,19 @@ def _few_subjects(rows: tuple[np.ndarray, np.ndarray], codes: tuple[np.ndarray, 
 
 
 def _ordered(
-    features: np.ndarray, ranks: np.ndarray, codes: np.ndarray, labels: np.ndarray, usable: list[int], n_boot: int, key: tuple[int, str]
+    features: np.ndarray, ranks: np.ndarray, codes: np.ndarray, labels: np.ndarray, usable: list[int], key: tuple[int, str]
 ) -> _Side:
-    """Rows of usable groups in drawing order, with a random sign per subject and draw."""
+    """Rows of usable groups in drawing order."""
     keep = np.isin(labels, usable)
     features, labels = features[keep], labels[keep]
     order, subjects = drawing_order(ranks[keep], codes[keep])
-    rng = generator(key[0], "quality_gap", key[1])
-    signs = 2 * rng.integers(0, 2, size=(int(subjects.max()) + 1, n_boot), dtype=np.int8) - 1
-    return _Side(features[order], subjects, labels[order], signs)
+    return _Side(features[order], subjects, labels[order], key)
 
 
-def _part(side: _Side, features: np.ndarray, group: int) -> _Part:
+def _part(side: _Side, features: np.ndarray, signs: np.ndarray, group: int) -> _Part:
     rows = side.groups == group
     subjects, images = np.unique(side.subjects[rows], return_counts=True)
-    return _Part(features[rows], images, subject_weights(images), side.signs[subjects])
+    return _Part(features[rows], images, subject_weights(images), signs[subjects])
 
 
 def _whitened(sides: tuple[_Side, _Side]) -> tuple[np.ndarray, ...]:
@@ -263,48 +281,44 @@ def _whitened(sides: tuple[_Side, _Side]) -> tuple[np.ndarray, ...]:
     return tuple(np.split(values, [len(sides[0].features)]))
 
 
-def _group_draws(real: _Part, synthetic: _Part) -> _Draws | None:
+def _group_draws(parts: list[_SomeDraws]) -> _Draws | None:
     """KID of one group in units of its real images' kernel variance, and draws of its error; None where that variance is 0."""
-    n, m = float(real.size.sum()), float(synthetic.size.sum())
-    parts = [
-        _some_draws(real, synthetic, slice(start, start + _DRAWS_AT_ONCE)) for start in range(0, real.signs.shape[1], _DRAWS_AT_ONCE)
-    ]
-    margins, own = parts[0].margins, parts[0].own
+    margins = parts[0].margins
     even, odd, scale = (np.concatenate([getattr(part, name) for part in parts]) for name in ("even", "odd", "scale"))
     kid = margins.level_x + margins.level_y - 2 * margins.level
-    plugged = 4 * float((margins.witness_x**2).sum()) / n**2 + 4 * float((margins.witness_y**2).sum()) / m**2
-    odd *= _at_distance_1(kid, plugged, margins.plugged_value, float(even.var()))
-    variance = float(own.sum()) / n - margins.level_x
-    if variance <= 1e-12 * float(own.sum()) / n:
+    odd *= _at_distance_1(kid, margins.plugged, margins.plugged_value, float(even.var()))
+    variance = margins.own - margins.level_x
+    if variance <= 1e-12 * margins.own:
         return None
-    fewest = min(real.effective, synthetic.effective)
-    return _Draws(kid, kid / variance, even / variance, odd / math.sqrt(variance), scale / variance, fewest)
+    return _Draws(kid, kid / variance, even / variance, odd / math.sqrt(variance), scale / variance, margins.fewest)
 
 
 @dataclass(frozen=True)
 class _Margins:
-    """Mean kernels within and between the sides, the witness function of either side's subjects, and the biased distance."""
+    """What no sign enters: mean kernels within and between the sides and of real images with themselves, the plugged-in witness's squared
+    norm and the biased distance, and the effective subjects of the side that has fewer.
+    """
 
     level_x: float
     level_y: float
     level: float
-    witness_x: np.ndarray
-    witness_y: np.ndarray
+    own: float
+    plugged: float
     plugged_value: float
+    fewest: float
 
 
 @dataclass(frozen=True)
 class _SomeDraws:
-    """Parts of the error (b,) for some signs, as in ``_Draws`` but in the kernel's own unit, and each real subject's own kernel (A,)."""
+    """Parts of the error (b,) for some signs, as in ``_Draws`` but in the kernel's own unit."""
 
     margins: _Margins
-    own: np.ndarray
     even: np.ndarray
     odd: np.ndarray
     scale: np.ndarray
 
 
-def _some_draws(real: _Part, synthetic: _Part, draws: slice) -> _SomeDraws:
+def _some_draws(real: _Part, synthetic: _Part) -> _SomeDraws:
     """The error under some signs e.
 
     The kernel between subjects is made once, some rows at a time, and multiplied by signs: centring it by its margins commutes with the
@@ -312,7 +326,7 @@ def _some_draws(real: _Part, synthetic: _Part, draws: slice) -> _SomeDraws:
     """
     x, y = real.size, synthetic.size
     n, m = float(x.sum()), float(y.sum())
-    signs_x, signs_y = real.signs_and_ones(draws), synthetic.signs_and_ones(draws)
+    signs_x, signs_y = real.signs_and_ones, synthetic.signs_and_ones
     within_x, own_x, even_x, mean_x, level_x = _within(real, signs_x)
     within_y, own_y, even_y, mean_y, level_y = _within(synthetic, signs_y)
     across_x, across_y, cross = _across(real, synthetic, signs_x, signs_y)
@@ -325,9 +339,10 @@ def _some_draws(real: _Part, synthetic: _Part, draws: slice) -> _SomeDraws:
     plugged_value = float((within_x + own_x).sum()) / n**2 + float((within_y + own_y).sum()) / m**2 - 2 * level
     own = ((real.features**2).sum(axis=1) / real.features.shape[1] + 1) ** 3
     own = np.add.reduceat(own, np.cumsum(real.images) - real.images) * real.weight
+    plugged = 4 * float((witness_x**2).sum()) / n**2 + 4 * float((witness_y**2).sum()) / m**2
+    fewest = min(real.effective, synthetic.effective)
     return _SomeDraws(
-        margins=_Margins(level_x, level_y, level, witness_x, witness_y, plugged_value),
-        own=own,
+        margins=_Margins(level_x, level_y, level, float(own.sum()) / n, plugged, plugged_value, fewest),
         even=even_x + even_y - 2 * cross / (n * m),
         odd=2 * (e_x @ witness_x) / n + 2 * (e_y @ witness_y) / m,
         scale=e_x @ _centred(own - 2 * mean_x, real) / n,
@@ -426,8 +441,12 @@ def _tested(draws: list[_Draws], seed: int) -> _Tested:
     t = float(common[0])
     if t > 0:  # the law at t is wider than at 0, so a t that is noise costs power
         t *= t**2 / (t**2 + 1 / float((1 / (still + slope * t)).sum()))
-    null, _ = studentised(t + even + math.sqrt(t) * odd - t * scale, told)
-    return _Tested(values, values[first] - values[second], found[:, 0], null.max(axis=0))
+    distances, at_once = t + even + math.sqrt(t) * odd - t * scale, max(1, _PAIRS_AT_ONCE // len(first))
+    null = [
+        studentised(distances[:, start : start + at_once], told[:, start : start + at_once])[0].max(axis=0)
+        for start in range(0, distances.shape[1], at_once)
+    ]
+    return _Tested(values, values[first] - values[second], found[:, 0], np.concatenate(null))
 
 
 def _result(names: list[Any], sizes: list[tuple[int, int]], reasons: list[str], draws: dict[str, dict[int, _Draws]], seed: int) -> GapTest:

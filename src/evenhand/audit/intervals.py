@@ -15,6 +15,7 @@ from evenhand.audit.frame import FeatureError, SubgroupFrame
 from evenhand.core.randomness import generator
 
 Z95 = 1.959963984540054
+BETWEEN_SEEDS = Z95 * math.sqrt(2)  # standard errors within which two draws of one figure lie in 95 % of cases
 _WEIGHTS_AT_ONCE = 4_000_000  # cells of a bootstrap block: 32 MB
 _ERRORS_DRAWN = 20_000
 HEAVY = 3.0  # times the median images a subject
@@ -224,23 +225,43 @@ def jackknife_variance(replicates: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """A statistic of two samples, and the variance that the subjects of either bring, in that sample's size; NaN where not told."""
+    """A statistic of two samples, and how it hangs on their subjects.
+
+    Attributes:
+        slopes: for each subject of either sample, (A,) and (B,), how much the statistic rises where it counts a little more; they sum to
+            0. None where not told.
+        variances: instead of slopes, the variance that either sample's subjects bring.
+        share_of: 0 or 1 where the value is a share of the first or second sample's images.
+    """
 
     value: float
-    variances: tuple[float, float]
+    slopes: tuple[np.ndarray, np.ndarray] | None = None
+    variances: tuple[float, float] | None = None
+    share_of: int | None = None
 
 
-def influence_variance(influence: np.ndarray, subjects: np.ndarray | None = None) -> float:
-    """Variance of a statistic over subjects, from its slope (n,) in how often each image counts (infinitesimal jackknife).
+def subject_slopes(slopes: np.ndarray, subjects: np.ndarray) -> np.ndarray:
+    """Slopes (A,) by subject code of a statistic whose slope in how often image i counts is given (n,), without what counting all does.
 
-    ``subjects`` are codes, 0..A-1; None = every image its own.
+    Their sum of squares is the statistic's variance by the infinitesimal jackknife.
 
-    >>> influence_variance(np.array([1.0, 2.0, 3.0]) / 3)  # of a mean
-    0.3333333333333333
+    >>> subject_slopes(np.array([1.0, 2.0, 3.0]) / 3, np.arange(3)).tolist()  # of a mean
+    [-0.33333333333333337, 0.0, 0.33333333333333326]
     """
-    sums = influence if subjects is None else np.bincount(subjects, weights=influence)
-    sums = sums - sums.mean() if subjects is None else sums - np.bincount(subjects) * influence.mean()
-    return float((sums**2).sum()) * len(sums) / max(len(sums) - 1, 1)
+    return np.asarray(np.bincount(subjects, weights=slopes - slopes.mean()))
+
+
+def left_out_slopes(replicates: np.ndarray) -> np.ndarray:
+    """The same from the values (A,) that the statistic has without each subject in turn (jackknife)."""
+    return np.asarray((replicates.mean() - replicates) * (len(replicates) - 1) / len(replicates))
+
+
+def wilson_interval(share: float, n: float) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share of ``n`` independent images, which has a width at 0 and 1 too."""
+    z2 = Z95**2 / n
+    centre = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def t_multiplier(subjects: float) -> float:
@@ -262,7 +283,4 @@ def share_interval(hits: np.ndarray, codes: np.ndarray) -> tuple[float, float, f
         clustered = subjects / (subjects - 1) * float((excess**2).sum()) / n**2
         alone = share * (1 - share) / (n - 1)  # the same variance were every image its own subject
         effective = n * min(alone / clustered, 1.0) if clustered > 0 else float(n)
-    z2 = Z95**2 / effective
-    centre = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
-    return share, max(0.0, centre - half), min(1.0, centre + half)
+    return share, *wilson_interval(share, effective)

@@ -20,8 +20,8 @@ from scipy.special import rel_entr
 
 from evenhand.audit.fidelity import kernel_distance
 from evenhand.audit.frame import Estimate
-from evenhand.audit.intervals import FeatureError, Measured, as_feature_pair, influence_variance, jackknife_variance
-from evenhand.audit.subsampling import Measure
+from evenhand.audit.intervals import FeatureError, Measured, as_feature_pair, left_out_slopes, subject_slopes
+from evenhand.audit.subsampling import Measure, Telling
 
 NEIGHBOURS = 5
 OVERLAP = ("precision", "recall", "density", "coverage")
@@ -31,6 +31,7 @@ _BLOCK_CELLS = 4_000_000  # distances held at once: 32 MB
 _SAME = 1e-12  # squared distances below this share of the largest squared norm are rounding: copies lie at distance 0
 _OPEN = 1 - 1e-9  # of a ball's squared radius: what lies on its edge, as a copy of the k-th neighbour does, is outside on any processor
 _LARGEST = 1e150  # its square is still a number
+_TOLD = Telling()
 
 
 @dataclass(frozen=True)
@@ -84,35 +85,30 @@ def manifold_metrics(real: Any, synthetic: Any, *, k: int = NEIGHBOURS) -> Manif
 
 
 def overlap_measured(
-    x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray, subjects_y: np.ndarray, partitions: int = 1, *, k: int = NEIGHBOURS
+    x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray, subjects_y: np.ndarray, telling: Telling = _TOLD, *, k: int = NEIGHBOURS
 ) -> dict[str, Measured]:
-    """``manifold_metrics`` with the variance that either side's subjects bring, by leaving out one subject at a time.
+    """``manifold_metrics`` with their slopes in the subjects of either side, by leaving out one subject at a time.
 
-    For the variances, which ``partitions = 0`` leaves out, all distances are held at once: for samples of some hundreds. A sample of
+    For the slopes, which ``telling`` may leave out, all distances are held at once: for samples of some hundreds. A sample of
     no more than ``k`` images has no values.
     """
-    unknown = math.nan, math.nan
+    shares = {"precision": 1, "recall": 0, "coverage": 0}
     if min(len(x), len(y)) <= k:
-        return {name: Measured(math.nan, unknown) for name in OVERLAP}
+        return {name: Measured(math.nan) for name in OVERLAP}
     values = asdict(manifold_metrics(x, y, k=k))
-    if partitions == 0:
-        return {name: Measured(values[name], unknown) for name in OVERLAP}
+    if telling.partitions == 0 or min(subjects_x.max(), subjects_y.max()) == 0:
+        return {name: Measured(values[name], share_of=shares.get(name)) for name in OVERLAP}
     centre = (x.mean(axis=0) + y.mean(axis=0)) / 2
     x, y = x - centre, y - centre
     across = np.concatenate([block for _, block in _square_distances(x, y)])
     real, made = _Balls.of(x, subjects_x, across, k), _Balls.of(y, subjects_y, across.T, k)
-    caught, reached = (real.around > 0) / len(y), (made.around > 0) / len(x)
-    left = {name: jackknife_variance((balls.around_without > 0).mean(axis=1)) for name, balls in (("precision", real), ("recall", made))}
-    variances = {
-        "precision": (left["precision"], influence_variance(caught, subjects_y)),
-        "recall": (influence_variance(reached, subjects_x), left["recall"]),
-        "density": (
-            jackknife_variance(real.around_without.mean(axis=1) / k),
-            influence_variance(real.around / k / len(y), subjects_y),
-        ),
-        "coverage": (jackknife_variance(real.covered_without), jackknife_variance(real.covered_without_others(subjects_y))),
+    slopes = {
+        "precision": (left_out_slopes((real.around_without > 0).mean(axis=1)), subject_slopes((real.around > 0) / len(y), subjects_y)),
+        "recall": (subject_slopes((made.around > 0) / len(x), subjects_x), left_out_slopes((made.around_without > 0).mean(axis=1))),
+        "density": (left_out_slopes(real.around_without.mean(axis=1) / k), subject_slopes(real.around / k / len(y), subjects_y)),
+        "coverage": (left_out_slopes(real.covered_without), left_out_slopes(real.covered_without_others(subjects_y))),
     }
-    return {name: Measured(values[name], variances[name]) for name in OVERLAP}
+    return {name: Measured(values[name], slopes[name], share_of=shares.get(name)) for name in OVERLAP}
 
 
 @dataclass(frozen=True)
@@ -225,13 +221,14 @@ def log_inception_score(probs: Any) -> float:
 
 
 def inception_measured(side: int) -> Measure:
-    """``log_inception_score`` of one side (0 real, 1 generated) with its variance: the slope of an image is its own divergence."""
+    """``log_inception_score`` of one side (0 real, 1 generated) with its slopes: that of an image is its own divergence."""
 
-    def measure(x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray, subjects_y: np.ndarray, _: int = 0) -> dict[str, Measured]:
+    def measure(x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray, subjects_y: np.ndarray, _: Telling = _TOLD) -> dict[str, Measured]:
         probs, subjects = (x, subjects_x) if side == 0 else (y, subjects_y)
         value, probs = log_inception_score(probs), probs / probs.sum(axis=1, keepdims=True)
-        variance = influence_variance(rel_entr(probs, probs.mean(axis=0)).sum(axis=1) / len(probs), subjects)
-        return {"value": Measured(value, (variance, 0.0) if side == 0 else (0.0, variance))}
+        own = subject_slopes(rel_entr(probs, probs.mean(axis=0)).sum(axis=1) / len(probs), subjects)
+        none = np.zeros(int((subjects_y if side == 0 else subjects_x).max()) + 1)
+        return {"value": Measured(value, (own, none) if side == 0 else (none, own))}
 
     return measure
 

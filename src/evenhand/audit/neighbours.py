@@ -56,8 +56,10 @@ def nearest_rows(queries: np.ndarray, gallery: np.ndarray, subjects: np.ndarray 
 
 def largest_of_nearest(queries: np.ndarray, gallery: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance to the nearest row, and the largest of ``values`` (N,) among the rows that are nearest but for rounding."""
-    distance, largest = nearest_rows(queries, gallery)[0], np.empty(len(queries))
+    distance, largest = np.empty(len(queries)), np.empty(len(queries))
     for rows, squares in _squares(queries, gallery):
+        which = squares.argmin(axis=1)
+        distance[rows] = np.linalg.norm(queries[rows] - gallery[which], axis=1)
         nearest = squares <= squares.min(axis=1, keepdims=True) * (1 + _TIED)
         largest[rows] = np.where(nearest, values, -np.inf).max(axis=1)
     return distance, largest

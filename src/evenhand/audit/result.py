@@ -127,7 +127,7 @@ class QualityTable(_GroupTable):
     direction: Literal["lower", "higher"] = "lower"
     n: int
     effect: float | None = None  # largest difference of the tested distances
-    monte_carlo: float = 0.0  # largest standard error that the draws leave in a group's value, in half widths of its interval
+    monte_carlo: float = 0.0  # largest standard error that the draws leave in a value, in half widths of its interval
     untested: str = ""  # why there is no p-value
     view: str = ""  # of what features: "relative" as they are, "whitened"
     tested: dict[str, float | None] = {}  # each group's distance in that view, over the kernel variance of its own real images
@@ -313,10 +313,10 @@ class EncoderFacts(Part):
 
 
 class MonteCarlo(Part):
-    """How far another seed of the draws would move this audit's figures, as standard errors.
+    """How far another seed would move this audit's figures in 95 % of repeats, with the same judges.
 
-    ``value`` and ``bound``: in half widths of the figure's own interval, ``value`` the largest of all size-matched tables (nothing else is
-    drawn), ``bound`` of an interval by bootstrap. ``p_value``: of one near .05.
+    ``value`` is the largest of all size-matched values and ``bound`` that of a bootstrap interval's bounds, in half widths of the figure's
+    own interval; ``p_value`` is that of a p-value near .05 of the quality test, which has the most draws to make.
     """
 
     value: float

@@ -22,7 +22,7 @@ from evenhand.audit.chapters import (
 from evenhand.audit.decisions import Question, Rule, parse_question, parse_rule
 from evenhand.audit.findings import caveats, headline_findings
 from evenhand.audit.gaps import P_VALUE_ERROR
-from evenhand.audit.intervals import bound_error
+from evenhand.audit.intervals import BETWEEN_SEEDS, bound_error
 from evenhand.audit.judges import cohort_facts, gather_judges, kept_beside
 from evenhand.audit.readings import Reading, per_image_table, read_column, stated
 from evenhand.audit.result import AuditResult, MonteCarlo
@@ -182,9 +182,9 @@ def _result(settings: AuditSettings, declared: _Declared, real: tuple[Cohort, An
         rules=check_rules(declared.rules, found.tables),
         findings=[*headline_findings(found.tables, decisions, parts["memorization"]), *limits],
         monte_carlo=MonteCarlo(
-            value=max((table.monte_carlo for table in parts["quality"]), default=0.0),
-            bound=bound_error(settings.n_boot),
-            p_value=P_VALUE_ERROR,
+            value=BETWEEN_SEEDS * max((table.monte_carlo for table in parts["quality"]), default=0.0),
+            bound=BETWEEN_SEEDS * bound_error(settings.n_boot),
+            p_value=BETWEEN_SEEDS * P_VALUE_ERROR,
         ),
         provenance=provenance(),
     )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,26 +18,42 @@ from evenhand.audit.intervals import (
     Measured,
     as_feature_pair,
     drawing_order,
+    effective_subjects,
     jackknife_variance,
     subject_codes,
     t_multiplier,
     two_sided_ranks,
     two_sided_subjects,
+    wilson_interval,
 )
 from evenhand.core.errors import did_you_mean
 from evenhand.core.randomness import generator
 
 Metric = Callable[[np.ndarray, np.ndarray], Any] | Literal["kid", "frechet"]
-# Features of two samples, the subject codes of each, and in how many ways to part the subjects where that tells the variances (0: leave
-# them out where they cost much) -> the values of one or more statistics.
-Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], dict[str, Measured]]
+
+
+class Telling(NamedTuple):
+    """The number of a subsample, and in how many ways to part its subjects where that tells its variances.
+
+    ``partitions`` 0: leave slopes and variances out where they cost much.
+    """
+
+    draw: int = 0
+    partitions: int = 1
+
+
+# features of two samples, and the subject codes of each -> the values of one or more statistics
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Telling], dict[str, Measured]]
 WholeMeasure = Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]], Estimate]  # of whole groups, with their subject codes
 MIN_N = 10
 MONTE_CARLO = "monte_carlo"  # the column of a frame: standard error of a value that another seed of the draws would show
 _CLOSE = 0.02  # of the interval's half width: the Monte Carlo error at which no more is drawn
-_ROUNDS = (8, 100)  # permutations drawn, at least and at most
-_TOLD = 6  # of them those whose variances are told where that costs much
+_LEAST, _MOST, _MOST_OF_SMALL = 80, 1000, 4000  # subsamples, of at least 3 orders
+_SMALL = 20_000  # cells of a subsample
+_TOLD = 60  # of them those whose slopes are told where that costs much
 _FOLDS, _PARTITIONS = 10, 10
+_FEWEST = 3.0  # subjects in a subsample, on average: of fewer no interval is told
+UNDEFINED_REASON = "not defined: images do not differ, or are too few"
 
 
 def size_matched(
@@ -60,16 +77,17 @@ def size_matched(
     Each group's generated images are compared with its own real ones; both sides of every group are subsampled without replacement,
     whole subjects at a time, to the smallest side of any group, and the metric is averaged. Subsamples are cut from random orders so
     that every image enters about as often as any other, and drawn until the Monte Carlo error is a fiftieth of the interval's half
-    width (or 100 orders are done). The interval adds the variance between subjects at the sampled size, scaled to the group's own
-    number of subjects, and that of the draws. ``"kid"`` needs no draws: the mean of a U-statistic over all subsamples of one size is
-    the statistic of the whole group.
+    width (or 1,000 are drawn, 4,000 of small ones). The interval adds the variance over subjects, by the mean over subsamples of the
+    metric's slope in each of them, and that of the draws. ``"kid"`` needs no draws: the mean of a U-statistic over all subsamples of
+    one size is the statistic of the whole group.
 
     Args:
         real, synthetic: features (n, d) and (m, d).
         real_groups, synthetic_groups: one label per image; unknown, unspecified, NaN and -1 are no group. Categories of a pandas
             categorical stay in the frame where no image has them.
-        metric: (real, synthetic) -> float, or "kid" or "frechet". The variance of a function is told by leaving out a tenth of the
-            subjects at a time; that of "frechet" in closed form.
+        metric: (real, synthetic) -> float, or "kid" or "frechet". The slopes of "frechet" have a closed form. Of a function the
+            variance in a subsample is told, by leaving out a tenth of the subjects at a time, and scaled to the group: where the group is
+            far larger than the common n, that interval is too wide.
         repeats: subsamples cut from one random order; more where a group has more than that many times the common n.
         subjects: as in ``kernel_distance``.
         ids: what identifies each image, such as the hash of its file, in the same forms; draws are keyed on it. None = its row.
@@ -167,6 +185,9 @@ def _frames(
     frames = {}
     for statistic in statistics:
         cells = {name: (_missing(min(sizes[name])), reasons[name]) if reasons[name] else (found[name][statistic][0], "") for name in names}
+        cells = {
+            name: (cell, reason or ("" if math.isfinite(cell.value) else UNDEFINED_REASON)) for name, (cell, reason) in cells.items()
+        }
         errors = [math.nan if reasons[name] else found[name][statistic][1] for name in names]
         whole = overall[statistic][0] if with_overall else _missing(common)
         frames[statistic] = SubgroupFrame.of(cells, whole, higher_is_better, **counts, **{MONTE_CARLO: errors})
@@ -212,36 +233,94 @@ def _averaged(
     """Each statistic averaged over subsamples of ``common`` images a side, with its interval and its Monte Carlo error."""
     (order_x, codes_x), (order_y, codes_y) = map(drawing_order, ranks, codes)
     sides, codes = (sides[0][order_x], sides[1][order_y]), (codes_x, codes_y)
-    subjects = [int(ids.max()) + 1 for ids in codes]
-    multiplier = t_multiplier(min(subjects))
-    rounds: list[dict[str, np.ndarray]] = []  # of each statistic the mean value and variance of a round
-    fractions = []
     whole = all(len(ids) == common for ids in codes)  # nothing to draw: one subsample is the group
-    for number in range(1 if whole else _ROUNDS[1]):
-        found: list[dict[str, Measured]] = []
-        for drawn in _round(codes, common, 1 if whole else repeats, generator(key[0], "size_matched", key[1], number)):
-            ids = [np.unique(side[index], return_inverse=True)[1] for side, index in zip(codes, drawn, strict=True)]
-            partitions = _PARTITIONS if whole else int(number < _TOLD)
-            found.append(measure(sides[0][drawn[0]], sides[1][drawn[1]], ids[0], ids[1], partitions))
-            fractions.append([(int(own.max()) + 1) / count for own, count in zip(ids, subjects, strict=True)])
-        rounds.append({name: np.mean([[cell[name].value, *cell[name].variances] for cell in found], axis=0) for name in found[0]})
-        cells = {name: _cell([row[name] for row in rounds], np.mean(fractions, axis=0), multiplier, common) for name in rounds[0]}
-        close = all(not error > _CLOSE * (cell.high - cell.low) / 2 for cell, error in cells.values())
-        if whole or (number + 1 >= _ROUNDS[0] and close):
+    times = 1 if whole else min(max(repeats, *(math.ceil(len(ids) / common) for ids in codes)), _MOST // 2)
+    at_most = _MOST_OF_SMALL if common * sides[0].shape[1] <= _SMALL else _MOST
+    least, most = (1, 1) if whole else (max(3, math.ceil(_LEAST / times)), max(3, at_most // times))
+    averages: dict[str, _Average] = {}
+    number = 0
+    for round_number in range(most):
+        for drawn in _round(codes, common, times, generator(key[0], "size_matched", key[1], round_number)):
+            ids = [np.unique(side[index], return_inverse=True) for side, index in zip(codes, drawn, strict=True)]
+            telling = Telling(number, _PARTITIONS if whole else int(number < _TOLD))
+            found = measure(sides[0][drawn[0]], sides[1][drawn[1]], ids[0][1], ids[1][1], telling)
+            for name, cell in found.items():
+                averages.setdefault(name, _Average.over(codes)).add(cell, (ids[0][0], ids[1][0]))
+            number += 1
+        for average in averages.values():
+            average.end_round()
+        if round_number + 1 >= least and all(average.settled(common) for average in averages.values()):
             break
-    return cells
+    return {name: (average.estimate(common), average.error) for name, average in averages.items()}
 
 
-def _cell(rounds: list[np.ndarray], fractions: np.ndarray, multiplier: float, n: int) -> tuple[Estimate, float]:
-    """The mean of rounds, its interval and its Monte Carlo error, from rows of value and either side's variance."""
-    table = np.array(rounds)
-    value, variances = float(table[:, 0].mean()), np.nanmean(table[:, 1:], axis=0) if np.isfinite(table).any() else np.full(2, math.nan)
-    drawing = float(table[:, 0].var(ddof=1)) / len(table) if len(table) > 1 else 0.0
-    half = multiplier * math.sqrt(float(np.dot(variances, fractions)) + drawing)
-    return Estimate(value, value - half, value + half, n), math.sqrt(drawing)
+@dataclass
+class _Average:
+    """The mean of a statistic over subsamples of a group, and the mean of its slopes in the group's subjects."""
+
+    sizes: tuple[np.ndarray, np.ndarray]  # images of each subject of either side
+    slopes: list[np.ndarray]
+    values: list[float] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+    variances: list[tuple[float, float]] = field(default_factory=list)  # in a subsample, scaled to the group
+    _lengths: list[int] = field(default_factory=list)  # of rounds
+    subjects: list[tuple[int, int]] = field(default_factory=list)  # in a subsample
+    told: int = 0
+    share_of: int | None = None
+
+    @classmethod
+    def over(cls, codes: tuple[np.ndarray, np.ndarray]) -> _Average:
+        sizes = np.bincount(codes[0]), np.bincount(codes[1])
+        return cls(sizes, [np.zeros(len(size)) for size in sizes])
+
+    def add(self, found: Measured, drawn: tuple[np.ndarray, np.ndarray]) -> None:
+        """One subsample's value; ``drawn`` are the codes of the subjects in it."""
+        self.values.append(found.value)
+        self.subjects.append((len(drawn[0]), len(drawn[1])))
+        self.share_of = found.share_of
+        if found.slopes is not None:
+            self.told += 1
+            for total, ids, slopes in zip(self.slopes, drawn, found.slopes, strict=True):
+                total[ids] += slopes
+        if found.variances is not None:
+            first, second = (v * len(ids) / len(size) for v, ids, size in zip(found.variances, drawn, self.sizes, strict=True))
+            self.variances.append((first, second))
+
+    def end_round(self) -> None:
+        self.rounds.append(float(np.mean(self.values[sum(self._lengths) :])))
+        self._lengths.append(len(self.values) - sum(self._lengths))
+
+    @property
+    def error(self) -> float:
+        """Monte Carlo standard error of the mean."""
+        return float(np.std(self.rounds, ddof=1)) / math.sqrt(len(self.rounds)) if len(self.rounds) > 1 else 0.0
+
+    def settled(self, n: int) -> bool:
+        """Whether more subsamples would hardly move the mean, or it is not defined."""
+        found = self.estimate(n)
+        return not self.error > _CLOSE * (found.high - found.low) / 2
+
+    def estimate(self, n: int) -> Estimate:
+        value = float(np.mean(self.values))
+        if not math.isfinite(value) or min(np.mean(self.subjects, axis=0)) < _FEWEST or not (self.told or self.variances):
+            return Estimate(value, math.nan, math.nan, n)
+        variance = float(np.sum(np.mean(self.variances, axis=0))) if self.variances else self._of_slopes()
+        effective = [effective_subjects(size) for size in self.sizes]
+        half = t_multiplier(min(effective)) * math.sqrt(variance + self.error**2)
+        low, high = value - half, value + half
+        if self.share_of is not None:  # of images that are all in, or all out, nothing varies, and yet the next might differ
+            edges = wilson_interval(min(value, 1.0), effective[self.share_of])
+            low, high = max(0.0, min(low, edges[0])), min(1.0, max(high, edges[1]))
+        return Estimate(value, low, high, n)
+
+    def _of_slopes(self) -> float:
+        means = [total / self.told for total in self.slopes]
+        return float(sum((mean**2).sum() * len(mean) / max(len(mean) - 1, 1) for mean in means))
 
 
-def _round(codes: tuple[np.ndarray, np.ndarray], n: int, repeats: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _round(
+    codes: tuple[np.ndarray, np.ndarray], n: int, times: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows (n,) of either side, several times: cut at even distances from one random order of whole subjects, laid in a circle.
 
     So every image is drawn about as often as any other, and what it adds to a mean of subsamples is not left to chance.
@@ -250,13 +329,12 @@ def _round(codes: tuple[np.ndarray, np.ndarray], n: int, repeats: int, rng: np.r
     for ids in codes:
         place = rng.permutation(int(ids.max()) + 1)
         orders.append(np.argsort(place[ids], kind="stable"))
-    times = max(repeats, *(math.ceil(len(order) / n) for order in orders))
     for time in range(times):
         first, second = (order[(time * len(order) // times + np.arange(n)) % len(order)] for order in orders)
         yield first, second
 
 
-def _frechet(x: np.ndarray, y: np.ndarray, codes_x: np.ndarray, codes_y: np.ndarray, _: int) -> dict[str, Measured]:
+def _frechet(x: np.ndarray, y: np.ndarray, codes_x: np.ndarray, codes_y: np.ndarray, _: Telling) -> dict[str, Measured]:
     return {"value": frechet_measured(x, y, codes_x, codes_y)}
 
 
@@ -267,17 +345,19 @@ def _by_folds(metric: Callable[[np.ndarray, np.ndarray], Any], seed: int) -> Mea
         found = metric(x, y)
         return float(getattr(found, "value", found))
 
-    def variance(pair: tuple[np.ndarray, np.ndarray], codes: np.ndarray, side: int, partitions: int) -> float:
+    def variance(pair: tuple[np.ndarray, np.ndarray], codes: np.ndarray, side: int, telling: Telling) -> float:
         subjects, found = int(codes.max()) + 1, []
         folds = min(_FOLDS, subjects)
-        for partition in range(partitions):
-            fold = generator(seed, "size_matched", "folds", side, partition).permutation(subjects)[codes] % folds
+        draws = generator(seed, "size_matched", "folds", side, telling.draw)
+        for _ in range(telling.partitions):
+            fold = draws.permutation(subjects)[codes] % folds
             kept = [[part[fold != left_out] if place == side else part for place, part in enumerate(pair)] for left_out in range(folds)]
             found.append(jackknife_variance(np.array([value_of(*parts) if len(parts[side]) > 1 else math.nan for parts in kept])))
-        return float(np.mean(found)) if found else math.nan
+        return float(np.mean(found))
 
-    def measure(x: np.ndarray, y: np.ndarray, codes_x: np.ndarray, codes_y: np.ndarray, partitions: int) -> dict[str, Measured]:
+    def measure(x: np.ndarray, y: np.ndarray, codes_x: np.ndarray, codes_y: np.ndarray, telling: Telling) -> dict[str, Measured]:
         pair = x, y
-        return {"value": Measured(value_of(*pair), (variance(pair, codes_x, 0, partitions), variance(pair, codes_y, 1, partitions)))}
+        told = None if telling.partitions == 0 else (variance(pair, codes_x, 0, telling), variance(pair, codes_y, 1, telling))
+        return {"value": Measured(value_of(*pair), variances=told)}
 
     return measure

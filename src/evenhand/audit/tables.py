@@ -126,7 +126,7 @@ def overlap_tables(reading: Reading, sides: Sides, encoder: str, how: Resampling
     )  # fmt: skip
     found = []
     for name in OVERLAP:
-        frame = frames[name].clipped(0.0, math.inf if name == "density" else 1.0)  # the others are shares
+        frame = frames[name].clipped(0.0, math.inf) if name == "density" else frames[name]
         found.append(_view(reading, frame, name, encoder, {}, None))
     return found
 
@@ -166,7 +166,7 @@ def _view(reading: Reading, frame: SubgroupFrame, metric: Any, encoder: str, bes
 def _monte_carlo(frame: SubgroupFrame) -> float:
     """The largest Monte Carlo error of a group's value, in half widths of its interval."""
     half = (frame.by_group["high"] - frame.by_group["low"]) / 2
-    found = (frame.by_group[MONTE_CARLO] / half)[half > 0]
+    found = (frame.by_group[MONTE_CARLO] / half)[half > 0].dropna()
     return float(found.max()) if len(found) else 0.0
 
 
