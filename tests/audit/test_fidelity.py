@@ -10,7 +10,8 @@ from scipy.linalg import sqrtm
 from evenhand.audit.fidelity import frechet_distance, frechet_measured, halves_distance, kernel_distance
 from evenhand.audit.frame import Estimate
 from evenhand.audit.intervals import FeatureError
-from evenhand.audit.subsampling import size_matched
+from evenhand.audit.manifold import overlap_measured
+from evenhand.audit.subsampling import UNDEFINED_REASON, size_matched, size_matched_each
 from evenhand.core.errors import UserError
 
 
@@ -290,3 +291,38 @@ def test_another_seed_hardly_moves_a_size_matched_distance() -> None:
         assert ((frames[first]["value"] - frames[second]["value"]).abs() < 0.1 * half).all()
         assert ((frames[first]["high"] - frames[second]["high"]).abs() < 0.2 * half).all()
     assert (frames[0]["monte_carlo"] < 0.03 * half).all() and frames[0].loc["a", "monte_carlo"] > 0
+
+
+def test_subsamples_of_one_or_two_subjects_tell_no_interval() -> None:
+    rng = np.random.default_rng(7)
+    subjects = np.repeat(np.arange(10), 40)
+    real, synthetic = (rng.normal(size=(10, 4))[subjects] + 0.5 * rng.normal(size=(400, 4)) for _ in range(2))
+    how = {"subjects": (subjects, subjects), "at_most": 20, "with_overall": False}
+    row = size_matched(real, synthetic, ["a"] * 400, ["a"] * 400, "frechet", **how).by_group.loc["a"]
+    assert np.isfinite(row["value"]) and np.isnan(row["low"]) and np.isnan(row["high"]) and row["reason"] == ""
+
+
+def test_the_interval_of_a_group_far_larger_than_the_common_n_is_that_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subsamples of 20 of 300: their own variance, scaled, would be several times too wide."""
+    monkeypatch.setattr("evenhand.audit.subsampling._MOST_OF_SMALL", 200)
+    values, halves = [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        real, synthetic = rng.normal(size=(300, 4)), rng.normal(0.5, 1, size=(300, 4))
+        row = size_matched(real, synthetic, ["a"] * 300, ["a"] * 300, "frechet", at_most=20, with_overall=False).by_group.loc["a"]
+        values.append(row["value"])
+        halves.append((row["high"] - row["low"]) / 2)
+    assert 0.6 < np.mean(halves) / 1.96 / np.std(values, ddof=1) < 1.7
+
+
+def test_what_cannot_be_told_has_a_reason() -> None:
+    real = np.vstack([np.zeros((40, 3)), np.random.default_rng(0).normal(size=(3, 3))])
+    frame = size_matched_each(real, real, ["a"] * 43, ["a"] * 43, overlap_measured, at_most=20, with_overall=False)["precision"]
+    assert np.isnan(frame.by_group.loc["a", "value"]) and frame.by_group.loc["a", "reason"] == UNDEFINED_REASON
+
+
+def test_a_share_at_its_edge_has_an_interval_with_a_width() -> None:
+    rng = np.random.default_rng(1)
+    real, synthetic = rng.normal(size=(80, 3)), 0.3 * rng.normal(size=(80, 3))
+    row = size_matched_each(real, synthetic, ["a"] * 80, ["a"] * 80, overlap_measured)["precision"].by_group.loc["a"]
+    assert row["value"] == 1 and row["high"] == 1 and row["low"] == pytest.approx(1 - 1.96**2 / (80 + 1.96**2), abs=1e-3)  # Wilson

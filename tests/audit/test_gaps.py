@@ -340,3 +340,23 @@ def test_bad_input_is_a_one_line_error(bad: np.ndarray, says: str) -> None:
         assert says in str(caught.value) and "\n" not in str(caught.value) and isinstance(caught.value, UserError)
     with pytest.raises(FeatureError, match="3 subject ids"):
         quality_gap(np.ones((30, 3)), np.ones((30, 3)), groups, groups, subjects=[1, 2, 3])
+
+
+def test_a_group_whose_real_images_do_not_differ_moves_no_other_group() -> None:
+    rng = np.random.default_rng(3)
+    real, synthetic = rng.normal(size=(120, 5)), rng.normal(0.1, 1.1, size=(120, 5))
+    real[80:] = 1.0
+    groups = np.repeat(["a", "b", "flat"], 40)
+    together = quality_gap(real, synthetic, groups, groups, n_boot=199)
+    alone = quality_gap(real[:80], synthetic[:80], groups[:80], groups[:80], n_boot=199)
+    assert together.by_group.loc["flat", "reason"] == "its real images all have the same features"
+    assert together.p_value == alone.p_value and together.effect == pytest.approx(alone.effect, rel=1e-9)
+
+
+def test_which_images_of_a_large_group_are_taken_hangs_on_no_seed() -> None:
+    rng = np.random.default_rng(4)
+    real, synthetic = rng.normal(size=(260, 4)), rng.normal(0.05, 1.1, size=(260, 4))
+    groups = np.repeat(["a", "b"], 130)
+    found = [quality_gap(real, synthetic, groups, groups, n_boot=999, at_most=60, seed=seed) for seed in range(3)]
+    assert len({test.effect for test in found}) == 1
+    assert max(test.p_value for test in found) - min(test.p_value for test in found) < 0.1
