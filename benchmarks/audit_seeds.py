@@ -27,7 +27,7 @@ from scipy.ndimage import gaussian_filter
 from evenhand.cohorts.cohort import SCHEMA_FILE, Cohort, to_image
 from evenhand.cohorts.sources import ImportSettings
 from evenhand.cohorts.sources.importing import import_cohort
-from evenhand.core.artifacts import read_json
+from evenhand.core.artifacts import read_json, write_json
 
 SEEDS = (0, 1, 2)
 REAL = {"ham10000": ("ham10000", None), "nih-cxr": ("nih_cxr", ["effusion", "view"])}
@@ -81,10 +81,11 @@ def _measured(work: Path, name: str, real: Path, made: Path, options: argparse.N
     audits, seconds = [], []
     for seed in SEEDS:
         out = work / f"{name}-{seed}.json"
-        start = time.perf_counter()
         if not out.exists():
+            start = time.perf_counter()
             _audit(real, made, out, sorted(path.parent for path in judges.glob("*/model.safetensors")), seed, options.baseline)
-            seconds.append(round(time.perf_counter() - start, 1))
+            write_json(out.with_suffix(".seconds"), {"seconds": round(time.perf_counter() - start, 1)})
+        seconds.append(read_json(out.with_suffix(".seconds"))["seconds"])
         audits.append(read_json(out))
     changes: dict[str, dict[str, Any]] = {}
     for first, second in itertools.combinations(audits, 2):
@@ -103,7 +104,7 @@ def _audit(real: Path, made: Path, out: Path, judges: list[Path], seed: int, sou
 
 
 def _changes(first: Any, second: Any, section: str, where: str = "") -> Iterator[tuple[str, str, float, str]]:
-    """Section, "value", "bound" or "p_value", how far it moved, and where, for all figures of two audits."""
+    """Section, kind of figure, how far it moved, and where, for all figures of two audits."""
     if isinstance(first, list) and isinstance(second, list):
         for place, (one, other) in enumerate(zip(first, second, strict=True)):
             yield from _changes(one, other, section, f"{where}[{place}]")
@@ -112,19 +113,27 @@ def _changes(first: Any, second: Any, section: str, where: str = "") -> Iterator
     if "metric" in first or "question" in first:
         section = f"{section.split(':', maxsplit=1)[0]}:{first.get('metric') or first.get('measure') or ''}".rstrip(":")
         where = f"{first.get('question', '')}{where.rpartition(']')[2]}"
-    bounds = [first.get(name) for name in ("value", "low", "high")]
-    if all(isinstance(bound, float | int) for bound in bounds) and bounds[2] > bounds[1]:
-        half = (bounds[2] - bounds[1]) / 2
-        for name, kind in (("value", "value"), ("low", "bound"), ("high", "bound")):
-            if second.get(name) is not None:
-                yield section, kind, abs(first[name] - second[name]) / half, f"{where}.{name}"
-    one, other = first.get("p_value"), second.get("p_value")
-    if one is not None and other is not None:
-        yield section, "p_value", abs(one - other), where
-        if NEAR[0] <= min(one, other) and max(one, other) <= NEAR[1]:
-            yield section, "p_value_near_05", abs(one - other), f"{where}: {one:.4f} and {other:.4f}"
+    for kind, change, name in _own_changes(first, second):
+        yield section, kind, change, f"{where}.{name}"
     for name in first.keys() & second.keys():
         yield from _changes(first[name], second[name], section or name, f"{where}.{name}")
+
+
+def _own_changes(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Kind of figure, how far it moved, and its name, for the figures of one table or cell."""
+    for value, low, high, kind in (("value", "low", "high", ""), ("gap", "gap_low", "gap_high", "gap ")):
+        bounds = [first.get(name) for name in (value, low, high)]
+        if all(isinstance(bound, float | int) for bound in bounds) and bounds[2] > bounds[1]:
+            for name, what in ((value, "value"), (low, "bound"), (high, "bound")):
+                if second.get(name) is not None:
+                    yield kind + what, 2 * abs(first[name] - second[name]) / (bounds[2] - bounds[1]), name
+    one, other = first.get("p_value"), second.get("p_value")
+    if one is not None and other is not None:
+        yield "p-value", abs(one - other), "p_value"
+        if NEAR[0] <= min(one, other) and max(one, other) <= NEAR[1]:
+            yield "p-value near .05", abs(one - other), f"p_value: {one:.4f} and {other:.4f}"
+    if first.get("effect") and second.get("effect"):
+        yield "effect, in parts of itself", abs(first["effect"] - second["effect"]) / first["effect"], "effect"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_phantoms("brain", root / "real", n=160, mix="sex=male:0.7,female:0.3", size=32, seed=0, images_a_subject=2)
     silence(write_phantoms("brain", root / "generated", n=60, mix="sex=male:0.5,female:0.5", size=32, seed=1), ["sex"])
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_subsamples() -> Iterator[None]:
+    """What is told of a subsample is tested with ``size_matched``; here a few will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_LEAST", "_MOST", "_MOST_OF_SMALL"):
+            patch.setattr(f"evenhand.audit.subsampling.{name}", 12)
+        yield
 
 
 @pytest.fixture(scope="module")
