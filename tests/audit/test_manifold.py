@@ -12,8 +12,8 @@ from evenhand.audit.intervals import FeatureError
 from evenhand.audit.manifold import (
     Manifold,
     clip_distance,
-    inception_measured,
     log_inception_score,
+    log_inception_score_at,
     manifold_metrics,
     overlap_measured,
 )
@@ -244,7 +244,7 @@ def test_each_is_a_metric_by_group_at_one_n() -> None:
         assert frame.worst == "b" and frame.by_group.loc["a", "value"] > frame.by_group.loc["b", "value"] + 0.3
         assert frame.by_group.loc["absent", "reason"] == "no real images" and math.isnan(frame.by_group.loc["absent", "value"])
         assert (frame.by_group["n"].iloc[:2] == 60).all()
-    assert of_whole_groups(real, synthetic, groups, groups, lambda x, y, ids: clip_distance(x, y, subjects=ids)).worst == "b"
+    assert of_whole_groups(real, synthetic, groups, groups, lambda x, y, ids, _: clip_distance(x, y, subjects=ids)).worst == "b"
     probs = np.eye(3)[np.random.default_rng(0).integers(3, size=160)]
     probs[100:] = 1 / 3
     frame = size_matched(probs, probs, groups, groups, lambda _, p: log_inception_score(p), higher_is_better=True, repeats=2)
@@ -279,14 +279,25 @@ def test_variances_are_those_of_leaving_out_one_subject_at_a_time(images_per_sub
             assert (slopes**2).sum() * len(slopes) / (len(slopes) - 1) == pytest.approx(variance, rel=0.02), (name, side)
 
 
-def test_variance_of_the_log_inception_score_is_that_over_samples() -> None:
+@pytest.mark.parametrize("concentration", [[0.4, 0.8, 1.2], [0.02, 0.02, 0.02]])
+def test_log_inception_score_of_n_is_the_mean_over_choices(concentration: list[float]) -> None:
     rng = np.random.default_rng(3)
-    drawn = [rng.dirichlet([0.4, 0.8, 1.2], size=120) for _ in range(400)]
-    none = np.arange(120)
-    measured = [inception_measured(1)(probs, probs, none, none)["value"] for probs in drawn]
-    assert measured[0].value == log_inception_score(drawn[0]) and not measured[0].slopes[0].any()
-    spread = float(np.var([cell.value for cell in measured]))
-    assert np.mean([(cell.slopes[1] ** 2).sum() for cell in measured]) == pytest.approx(spread, rel=0.2)
+    probs = rng.dirichlet(concentration, size=200)
+    found = log_inception_score_at(probs, 50)
+    drawn = [log_inception_score(probs[rng.permutation(200)[:50]]) for _ in range(3000)]
+    assert found.value == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / math.sqrt(3000) + 2e-4)
+    assert log_inception_score_at(probs, 200).value == log_inception_score(probs)
+    with pytest.raises(FeatureError, match="n = 201 of 200 images"):
+        log_inception_score_at(probs, 201)
+
+
+@pytest.mark.parametrize("concentration", [[0.4, 0.8, 1.2], [0.02, 0.02, 0.02]])
+def test_log_inception_scores_interval_is_that_over_samples(concentration: list[float]) -> None:
+    rng = np.random.default_rng(4)
+    found = [log_inception_score_at(rng.dirichlet(concentration, size=120), 60) for _ in range(300)]
+    mean = np.mean([cell.value for cell in found])
+    assert np.mean([cell.low <= mean <= cell.high for cell in found]) >= 0.9
+    assert np.mean([cell.high - cell.low for cell in found]) / 3.92 / np.std([cell.value for cell in found]) == pytest.approx(1, abs=0.3)
 
 
 def test_overlap_by_group_with_intervals_that_another_seed_hardly_moves() -> None:

@@ -3,8 +3,8 @@
 Arrays in, plain results out: real (n, d) and synthetic (m, d) features of one encoder. By subgroup, with ``subsampling``::
 
     size_matched_each(real, synthetic, groups, groups, overlap_measured, higher_is_better=True)["coverage"]
-    size_matched_each(real_probs, probs, groups, groups, inception_measured(1), higher_is_better=True)["value"]
-    of_whole_groups(real, synthetic, groups, groups, lambda x, y, ids: clip_distance(x, y, subjects=ids))
+    of_whole_groups(real_probs, probs, groups, groups, lambda _, p, ids, n: log_inception_score_at(p, n, subjects=ids[1]))
+    of_whole_groups(real, synthetic, groups, groups, lambda x, y, ids, _: clip_distance(x, y, subjects=ids))
 """
 
 from __future__ import annotations
@@ -20,8 +20,17 @@ from scipy.special import rel_entr
 
 from evenhand.audit.fidelity import kernel_distance
 from evenhand.audit.frame import Estimate
-from evenhand.audit.intervals import FeatureError, Measured, as_feature_pair, left_out_slopes, subject_slopes
-from evenhand.audit.subsampling import Measure, Telling
+from evenhand.audit.intervals import (
+    FeatureError,
+    Measured,
+    as_feature_pair,
+    effective_subjects,
+    left_out_slopes,
+    subject_codes,
+    subject_slopes,
+    t_multiplier,
+)
+from evenhand.audit.subsampling import Telling
 
 NEIGHBOURS = 5
 OVERLAP = ("precision", "recall", "density", "coverage")
@@ -220,17 +229,40 @@ def log_inception_score(probs: Any) -> float:
     return max(0.0, float(rel_entr(p, p.mean(axis=0)).sum(axis=1).mean()))
 
 
-def inception_measured(side: int) -> Measure:
-    """``log_inception_score`` of one side (0 real, 1 generated) with its slopes: that of an image is its own divergence."""
+def log_inception_score_at(probs: Any, n: int, *, subjects: Any = None) -> Estimate:
+    """``log_inception_score`` of ``n`` of these images, averaged over all ways to choose them, with a 95 % interval.
 
-    def measure(x: np.ndarray, y: np.ndarray, subjects_x: np.ndarray, subjects_y: np.ndarray, _: Telling = _TOLD) -> dict[str, Measured]:
-        probs, subjects = (x, subjects_x) if side == 0 else (y, subjects_y)
-        value, probs = log_inception_score(probs), probs / probs.sum(axis=1, keepdims=True)
-        own = subject_slopes(rel_entr(probs, probs.mean(axis=0)).sum(axis=1) / len(probs), subjects)
-        none = np.zeros(int((subjects_y if side == 0 else subjects_x).max()) + 1)
-        return {"value": Measured(value, (own, none) if side == 0 else (none, own))}
+    The mean over choices differs from the score of all by what a mean of ``n`` images varies more: half the sum over classes of
+    (1 / n - 1 / N) var_k / mean_k, to second order in it. So nothing is drawn. The interval adds the variance of the images' own
+    divergences over subjects, and that of the fitted mean, which is all that is left where classes are equally frequent and images sure of
+    theirs.
 
-    return measure
+    Args:
+        probs: class probabilities (N, C), as in ``log_inception_score``.
+        n: images of a choice, at most N.
+        subjects: one id per image; None = every image its own subject.
+
+    Raises:
+        FeatureError: not probabilities, or ``n`` not from 2 to N.
+
+    >>> log_inception_score_at([[1, 0], [0, 1], [1, 0], [0, 1]], 4).value == log_inception_score([[1, 0], [0, 1]])
+    True
+    """
+    whole = log_inception_score(probs)
+    p = np.asarray(probs, dtype=np.float64)
+    if not 2 <= n <= len(p):
+        raise FeatureError(f"n = {n} of {len(p)} images; choose from 2 to all of them")
+    p = p / p.sum(axis=1, keepdims=True)
+    codes = subject_codes(subjects, len(p))
+    root = np.sqrt(p.mean(axis=0))
+    scaled = np.divide(p - p.mean(axis=0), root, out=np.zeros_like(p), where=root > 0)
+    spread = scaled.T @ scaled / (len(p) - 1)
+    value = whole - float(np.trace(spread)) * (1 / n - 1 / len(p)) / 2
+    own = subject_slopes(rel_entr(p, p.mean(axis=0)).sum(axis=1) / len(p), codes)
+    units = effective_subjects(np.bincount(codes))
+    variance = float((own**2).sum()) * len(own) / max(len(own) - 1, 1) + float((spread**2).sum()) / 2 / units**2
+    half = t_multiplier(units) * math.sqrt(variance)
+    return Estimate(max(0.0, value), max(0.0, value - half), value + half, n)
 
 
 def clip_distance(real: Any, synthetic: Any, *, sigma: float = CLIP_SIGMA, subjects: Any = None) -> Estimate:

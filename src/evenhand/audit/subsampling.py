@@ -44,7 +44,8 @@ class Telling(NamedTuple):
 
 # features of two samples, and the subject codes of each -> the values of one or more statistics
 Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Telling], dict[str, Measured]]
-WholeMeasure = Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]], Estimate]  # of whole groups, with their subject codes
+# of whole groups, with their subject codes, and the common n
+WholeMeasure = Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], int], Estimate]
 MIN_N = 10
 MONTE_CARLO = "monte_carlo"  # the column of a frame: standard error of a value that another seed of the draws would show
 _CLOSE = 0.02  # of the interval's half width: the Monte Carlo error at which no more is drawn
@@ -110,7 +111,7 @@ def size_matched(
     }  # fmt: skip
     sides = real, synthetic, real_groups, synthetic_groups
     if metric == "kid" or metric is kernel_distance:
-        return of_whole_groups(*sides, lambda x, y, codes: kernel_distance(x, y, subjects=codes), **how)
+        return of_whole_groups(*sides, lambda x, y, codes, _: kernel_distance(x, y, subjects=codes), **how)
     frame = size_matched_each(*sides, _frechet if metric == "frechet" else _by_folds(metric, seed), **how)["value"]  # type: ignore[arg-type]
     return frame.clipped(0.0, math.inf) if metric == "frechet" else frame
 
@@ -139,10 +140,10 @@ def of_whole_groups(
     seed: int = 0,
     **how: Any,
 ) -> SubgroupFrame:
-    """As ``size_matched`` for a U-statistic, which needs no draws: ``repeats`` and ``seed`` have no part in it."""
+    """As ``size_matched`` for what needs no draws, such as a U-statistic: ``repeats`` and ``seed`` have no part in it."""
 
     def cell(sides: Any, codes: Any, ranks: Any, common: int, name: str) -> dict[str, tuple[Estimate, float]]:
-        whole = measure(sides[0], sides[1], codes)
+        whole = measure(sides[0], sides[1], codes, common)
         return {"value": (Estimate(whole.value, whole.low, whole.high, common), 0.0)}
 
     return _frames(real, synthetic, real_groups, synthetic_groups, cell, **how)["value"]

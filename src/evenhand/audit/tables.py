@@ -16,7 +16,7 @@ from evenhand.audit.fidelity import frechet_distance, halves_distance, kernel_di
 from evenhand.audit.frame import Estimate, SubgroupFrame
 from evenhand.audit.gaps import GapTest, quality_gap
 from evenhand.audit.intervals import FeatureError, gap_interval
-from evenhand.audit.manifold import OVERLAP, clip_distance, inception_measured, overlap_measured
+from evenhand.audit.manifold import OVERLAP, clip_distance, log_inception_score_at, overlap_measured
 from evenhand.audit.readings import Reading
 from evenhand.audit.result import Cell, GroupRow, QualityTable, SemanticRow, SemanticTable, number
 from evenhand.audit.semantics import group_auc
@@ -134,11 +134,14 @@ def overlap_tables(reading: Reading, sides: Sides, encoder: str, how: Resampling
 def inception_table(reading: Reading, probabilities: Sides, judge: str, how: Resampling) -> QualityTable:
     """Logarithm of the inception score by subgroup, by a judge's class probabilities; beside it that of the real images."""
     found, beside = (
-        size_matched_each(
-            probabilities.real, probabilities.synthetic, reading.real, reading.synthetic, inception_measured(side), higher_is_better=True,
-            repeats=how.repeats, seed=how.seed, subjects=probabilities.subjects, ids=probabilities.ids, min_n=how.min_n,
-        )["value"]
-        for side in (1, 0)
+        of_whole_groups(
+            probabilities.real, probabilities.synthetic, reading.real, reading.synthetic, measure, higher_is_better=True,
+            subjects=probabilities.subjects, ids=probabilities.ids, min_n=how.min_n,
+        )
+        for measure in (
+            lambda _, made, codes, n: log_inception_score_at(made, n, subjects=codes[1]),
+            lambda real, _, codes, n: log_inception_score_at(real, n, subjects=codes[0]),
+        )
     )  # fmt: skip
     cells = {name: Cell.of(_estimate(row), str(row["reason"])) for name, row in beside.by_group.iterrows()}
     return _view(reading, found, "log-is", judge, cells, Cell.of(beside.overall))
@@ -147,7 +150,7 @@ def inception_table(reading: Reading, probabilities: Sides, judge: str, how: Res
 def clip_distance_table(reading: Reading, sides: Sides, encoder: str, how: Resampling) -> QualityTable:
     """Gaussian-kernel distance of CLIP embeddings (CMMD) by subgroup."""
     frame = of_whole_groups(
-        sides.real, sides.synthetic, reading.real, reading.synthetic, lambda x, y, codes: clip_distance(x, y, subjects=codes),
+        sides.real, sides.synthetic, reading.real, reading.synthetic, lambda x, y, codes, _: clip_distance(x, y, subjects=codes),
         subjects=sides.subjects, ids=sides.ids, min_n=how.min_n,
     )  # fmt: skip
     return _view(reading, frame, "cmmd", encoder, {}, None)
