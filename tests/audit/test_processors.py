@@ -26,7 +26,10 @@ OLD_PROCESSOR = {
 AUDIT = """
 import sys
 from pathlib import Path
+import evenhand.audit.subsampling as subsampling
 from evenhand.audit.run import AuditSettings, audit_cohorts
+subsampling._LEAST = 12
+subsampling._MOST = subsampling._MOST_OF_SMALL = 48
 root = Path(sys.argv[1])
 audit_cohorts(AuditSettings(
     real=root / "real", synthetic=root / "generated", out=Path(sys.argv[2]), judge=[root / "sex", root / "tumour"],
